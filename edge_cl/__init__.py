@@ -1,0 +1,1 @@
+"""edge_cl: an on-device incremental learner."""

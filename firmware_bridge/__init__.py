@@ -1,0 +1,1 @@
+"""firmware_bridge: from a board's bytes to samples."""
