@@ -1,1 +1,1 @@
-"""firmware_bridge: from a board's bytes to samples."""
+"""firmware_bridge: from a board's bytes to samples; knows neither torch nor edge_cl."""

@@ -1,0 +1,140 @@
+"""From settings and a stream's schema to a plan and a learner: the one place that knows which number goes where.
+
+Daemon, `check` and `export` all build their learner here, so that they mean the same one.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from edge_cl.budget import Plan, plan
+from edge_cl.config import Config
+from edge_cl.errors import OperatorError
+from edge_cl.learning.learner import Learner, Rule
+from edge_cl.learning.model import Blueprint, Network, design
+from edge_cl.learning.replay import Reservoir
+from firmware_bridge.sample import Schema
+from firmware_bridge.window import Window
+
+DEFAULT_CLASSES = 16  # outputs of a learner whose stream does not name its classes
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be learnt: observations of a shape and dtype, and the names of their classes as far as known."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+    label_names: tuple[str, ...]
+    n_outputs: int
+    window: tuple[int, int] | None
+
+    @property
+    def window_bytes(self) -> int:
+        """Bytes of the rows that wait for their window to fill, and of the window handed on."""
+        return 0 if self.window is None else 2 * int(np.prod(self.shape)) * self.dtype.itemsize
+
+
+def task_of(config: Config, schema: Schema) -> Task:
+    """The task that a source sets under this configuration.
+
+    Raises OperatorError if there are more classes than model.max_classes, or samples of which no window can be made.
+    """
+    names = config.labels or schema.label_names
+    most = config.model.max_classes
+    n_outputs = max(DEFAULT_CLASSES, len(names)) if most == "auto" else most
+    if len(schema.label_names) > n_outputs or len(names) > n_outputs:
+        raise OperatorError(
+            f"model.max_classes: must hold the {max(len(names), len(schema.label_names))} classes of source "
+            f"{schema.name} (got {n_outputs})",
+            hint=f"set model.max_classes to {max(len(names), len(schema.label_names))} or more, or to auto",
+        )
+    window = _window_of(config, schema)
+    shape = schema.shape if window is None else (window[0], *(schema.shape[-1:] or (1,)))
+    return Task(shape, np.dtype(schema.dtype), tuple(names), n_outputs, window)
+
+
+def _window_of(config: Config, schema: Schema) -> tuple[int, int] | None:
+    length, stride = config.window.length, config.window.stride
+    if length == "auto" and schema.window is None:
+        return None
+    if length is None:
+        return None
+    suggested = schema.window or (0, 0)
+    length = suggested[0] if length == "auto" else length
+    stride = (suggested[1] or length) if stride in ("auto", None) else stride
+    if len(schema.shape) > 2:
+        raise OperatorError(
+            f"window.length: samples of shape {schema.shape} have no rows to make windows of (got {length})",
+            hint="set window.length and window.stride to null or auto",
+        )
+    assert isinstance(length, int)
+    assert isinstance(stride, int)
+    return length, stride
+
+
+def make_window(task: Task, schema: Schema) -> Window | None:
+    """The window that makes observations of samples, None where samples are observations."""
+    return None if task.window is None else Window(*task.window, rate_hz=schema.rate_hz)
+
+
+def blueprint_of(config: Config, task: Task) -> Blueprint:
+    """The network for a task. Raises OperatorError if the kind chosen does not take such samples."""
+    try:
+        return design(config.model.kind, task.shape, task.n_outputs, config.model.width)
+    except ValueError as exc:
+        raise OperatorError(str(exc), hint="set model.kind to auto") from exc
+
+
+def plan_of(config: Config, task: Task, blueprint: Blueprint) -> Plan:
+    """The bytes of the learner. Raises BudgetExceeded if they do not fit into budget.memory_bytes."""
+    return plan(
+        blueprint,
+        task.dtype,
+        budget_bytes=config.budget.memory_bytes,
+        queue_bytes=config.bridge.queue_bytes,
+        window_bytes=task.window_bytes,
+        replay_limit=config.replay.samples,
+        exam_samples=config.exam.samples if config.exam.share > 0 else 0,
+    )
+
+
+def make_learner(config: Config, task: Task, blueprint: Blueprint, planned: Plan, *, seed: int) -> Learner:
+    """Allocate what was planned."""
+    torch.set_num_threads(config.learning.threads)
+    dtype = torch.from_numpy(np.empty(0, task.dtype)).dtype
+    replay = Reservoir(
+        planned.replay_samples,
+        task.shape,
+        dtype,
+        n_classes=task.n_outputs,
+        policy=config.replay.policy,
+        seed=seed,
+    )
+    exam = Reservoir(planned.exam_samples, task.shape, dtype, n_classes=task.n_outputs, seed=seed + 1)
+    return Learner(Network(blueprint, seed=seed), replay, exam, rule_of(config), seed=seed + 2)
+
+
+def rule_of(config: Config) -> Rule:
+    """The numbers of a learning step."""
+    return Rule(
+        learning_rate=config.learning.learning_rate,
+        label_smoothing=config.learning.label_smoothing,
+        replay_per_step=config.replay.per_step,
+        ewc_lambda=config.consolidation.ewc_lambda,
+        gamma=config.consolidation.gamma,
+        fisher_samples=config.consolidation.fisher_samples,
+        rehearsal_passes=config.consolidation.rehearsal_passes,
+        exam_share=config.exam.share,
+    )
+
+
+def fingerprint(task: Task, blueprint: Blueprint) -> str:
+    """What a state directory belongs to: a network and its samples, in words that an error message can show."""
+    names = list(task.label_names)
+    widths = [list(shape) for shape in blueprint.parameter_shapes.values()]
+    return f"{blueprint.kind} on {task.dtype} {list(task.shape)}, parameters {json.dumps(widths)}, labels {names}"

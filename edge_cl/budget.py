@@ -1,0 +1,91 @@
+"""The bytes of a learner, planned before the first of them is allocated.
+
+Numbers in, a table out. Knows neither files nor the stream; what the process itself needs for torch is not its business.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge_cl.errors import BudgetExceeded
+from edge_cl.learning.anchor import SLICES
+from edge_cl.learning.model import Blueprint
+from edge_cl.learning.replay import bytes_per_sample
+
+GRAPH_BYTES = 8 * 1024  # what a template holds beside weights: nodes, names, shapes, metadata
+LEAST_REPLAY = 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """One line of the plan."""
+
+    name: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a learner holds, part by part; `replay_samples` is what the budget leaves room for, or the limit given."""
+
+    parts: tuple[Part, ...]
+    replay_samples: int
+    exam_samples: int
+    budget_bytes: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parts."""
+        return sum(part.nbytes for part in self.parts)
+
+    def __getitem__(self, name: str) -> int:
+        """Bytes of one part."""
+        return next(part.nbytes for part in self.parts if part.name == name)
+
+
+def plan(
+    blueprint: Blueprint,
+    dtype: np.dtype[np.generic],
+    *,
+    budget_bytes: int,
+    queue_bytes: int,
+    window_bytes: int = 0,
+    replay_limit: int | None,
+    exam_samples: int,
+) -> Plan:
+    """Count everything else first; what the budget leaves goes to replay, up to `replay_limit` samples.
+
+    For P parameters: 4 P parameters + 2 P anchor (float16) + P Fisher codes + 2 P working slices of the pull
+    + 8 P snapshot (the template and the copy that is filled) + exam + queue + window + replay.
+    Raises BudgetExceeded, with what is missing and what would mend it, if not one sample of replay is left.
+    """
+    P = blueprint.n_parameters
+    sample = bytes_per_sample(blueprint.shape, dtype)
+    counted = [
+        Part("parameters", 4 * P),
+        Part("anchor", 2 * P),
+        Part("fisher", P),
+        Part("pull workspace", 2 * 4 * -(-P // SLICES)),
+        Part("input statistics", 3 * 4 * blueprint.layout[-1]),
+        Part("snapshot", 2 * (4 * P + GRAPH_BYTES)),
+        Part("exam", exam_samples * sample),
+        Part("queue", queue_bytes),
+        Part("window", window_bytes),
+    ]
+    left = budget_bytes - sum(part.nbytes for part in counted)
+    replay = left // sample if replay_limit is None else min(left // sample, replay_limit)
+    if replay < LEAST_REPLAY:
+        raise _too_small(counted, left, sample, budget_bytes)
+    return Plan((*counted, Part("replay", replay * sample)), replay, exam_samples, budget_bytes)
+
+
+def _too_small(counted: list[Part], left: int, sample: int, budget_bytes: int) -> BudgetExceeded:
+    needed = budget_bytes - left + LEAST_REPLAY * sample
+    parts = ", ".join(f"{part.name} {part.nbytes:,}" for part in sorted(counted, key=lambda p: -p.nbytes)[:4])
+    return BudgetExceeded(
+        f"budget.memory_bytes: must be at least {needed:,} to hold one sample of replay beside {parts} bytes "
+        f"(got {budget_bytes:,})",
+        hint=f"set budget.memory_bytes to {needed:,} or more, or lower model.width, exam.samples or bridge.queue_bytes",
+    )

@@ -1,0 +1,435 @@
+"""The command line: the only place that prints, and the one place where errors become exit codes.
+
+stdout is data, stderr is talk; with --json the last line of stdout is one JSON object, also when a command fails.
+torch, the daemon and the storage wing are imported by the commands that use them: `edge-cl status` is no learner.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any, Final
+from urllib.parse import quote
+
+import typer
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from edge_cl import config as configuration
+from edge_cl.errors import ConfigError, Exit, NotRunning, TryAgain
+from edge_cl.exits import explain
+from edge_cl.service.dashboard import plan_table, render
+from edge_cl.service.status import Status, Summary, blank, read_status
+from edge_cl.service.summary import summary
+
+if TYPE_CHECKING:
+    from edge_cl.check import CheckLine
+
+LINE_EVERY_S: Final = 1.0  # JSON lines of `run`: enough for a log, little enough for a month of it
+FRAMES_PER_S: Final = 4
+POLL_S: Final = 0.1
+
+app = typer.Typer(
+    help="Learn from a live sensor stream without forgetting, inside a fixed budget of memory and time.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # a bug of ours shows Python's own traceback
+)
+config_app = typer.Typer(help="Check, show and explain the configuration.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Settings; ./config.yaml if there is one, else the defaults."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one setting, as in -s replay.per_step=40."),
+]
+StateDir = Annotated[
+    Path, typer.Option("--state", metavar="DIR", help="Where the learner's state and its snapshots are kept.")
+]
+SourceUrl = Annotated[
+    str | None,
+    typer.Option("--source", metavar="URL", help="Where samples come from, instead of the file's source."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable; the last line is one JSON object.")]
+
+DEFAULT_STATE: Final = Path("edge-cl-state")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line; ends in SystemExit with the exit code, or in the traceback of a bug of ours."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows ? for a bar, not a traceback
+    try:
+        app(arguments, prog_name="edge-cl")
+    except Exception as exc:
+        ending = explain(exc)
+        if ending is None:
+            raise
+        _fail(exc, *ending, as_json="--json" in arguments)
+        sys.exit(ending.code)
+
+
+@app.callback()
+def root(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", is_eager=True, callback=lambda on: _version_and_exit(on)),
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
+
+
+@app.command()
+def run(
+    config: ConfigFile = None,
+    state: StateDir = DEFAULT_STATE,
+    source: SourceUrl = None,
+    once: Annotated[bool, typer.Option("--once", help="End with a finite source instead of waiting for more.")] = False,
+    samples: Annotated[int | None, typer.Option(min=1, metavar="N", help="End after N samples of this run.")] = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of a new learner and of a simulated source.")] = 0,
+    speed: Annotated[
+        str | None, typer.Option(metavar="X", help="Times real time, or max: for simulated and recorded sources.")
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the daemon: predict, learn, consolidate, publish snapshots. SIGINT or SIGTERM ends it; the next run goes on.
+
+    On a terminal it shows a dashboard, elsewhere JSON lines.
+    """
+    settings = _settings(config, overrides)
+    url = source or settings.source
+    from edge_cl.daemon import Daemon  # brings torch
+
+    show = _JsonLines() if as_json or not sys.stdout.isatty() else _Screen()
+    daemon = Daemon(
+        settings,
+        state,
+        source_url=url if speed is None else _with_speed(url, speed),
+        seed=seed,
+        once=once,
+        samples=samples,
+        on_status=show,
+    )
+    with show:
+        result: Summary = daemon.run()
+    if as_json:
+        _data(result)
+    else:
+        _draw(summary(result), to_stderr=not sys.stdout.isatty())
+
+
+@app.command()
+def status(
+    state: StateDir = DEFAULT_STATE,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep looking until the daemon ends or Ctrl-C.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show how the daemon on a state directory is doing, or its last known state and exit 3 if none runs."""
+    if watch:
+        _watch(state, as_json=as_json)
+    pid, last = _look(state)
+    if as_json:
+        _data({**last, "running": pid is not None})
+    elif pid is not None or last["updated_s"] is not None:
+        _draw(render(last))
+    if pid is None:
+        _say(f"error: no daemon runs on {state}\nhint: edge-cl run --state {state}")
+        raise typer.Exit(Exit.NOT_RUNNING)
+
+
+@app.command()
+def consolidate(
+    state: StateDir = DEFAULT_STATE,
+    timeout: Annotated[float, typer.Option(min=0.0, metavar="S", help="Seconds to wait for it to be done.")] = 60.0,
+    as_json: AsJson = False,
+) -> None:
+    """Tell the running daemon to consolidate now and to publish a snapshot; waits until it has."""
+    pid, before = _look(state)
+    if pid is None:
+        raise NotRunning(f"no daemon runs on {state}", hint=f"edge-cl run --state {state}")
+    if before["state"] != "running" or before["pid"] != pid:  # before it listens, the signal would end it
+        raise TryAgain(f"the daemon on {state} is {before['state']}", hint="try again in a moment")
+    os.kill(pid, signal.SIGUSR1)
+    deadline = time.monotonic() + timeout
+    while (now := _look(state)[1])["consolidations"] <= before["consolidations"]:
+        if _look(state)[0] != pid:
+            raise NotRunning(f"the daemon on {state} ended before it had consolidated", hint="edge-cl status tells why")
+        if time.monotonic() >= deadline:
+            raise TryAgain(
+                f"not done after {timeout:g} s", hint="it was told and will do it; allow more with --timeout"
+            )
+        time.sleep(POLL_S)
+    if as_json:
+        _data({"consolidations": now["consolidations"], "snapshot": now["snapshot"]})
+    else:
+        _say(f"consolidation {now['consolidations']} done, snapshot: {now['snapshot'] or 'none'}")
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.onnx", help="The file to write.")],
+    state: StateDir = DEFAULT_STATE,
+    as_json: AsJson = False,
+) -> None:
+    """Copy the newest good snapshot to a file, checked against its manifest."""
+    from edge_cl.export import export_snapshot
+
+    result = export_snapshot(state, out)
+    if as_json:
+        _data(result)
+    else:
+        _draw(_pairs(result))
+
+
+@app.command()
+def check(
+    config: ConfigFile = None,
+    state: Annotated[Path | None, typer.Option("--state", metavar="DIR", help="Check with this learner.")] = None,
+    source: SourceUrl = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure memory and latency on this machine with this configuration; exit 10 if a budget is exceeded."""
+    settings = _settings(config, overrides)
+    from edge_cl.check import measure  # brings torch
+
+    lines = measure(settings, state=state, source_url=source or settings.source)
+    passed = all(line.passed for line in lines)
+    if as_json:
+        _data({"passed": passed, "lines": [_check_row(line) for line in lines]})
+    else:
+        _draw(_check_table(lines))
+        for line in lines:
+            if not line.passed and line.advice:
+                _say(f"hint: {line.name}: {line.advice}")
+    raise typer.Exit(Exit.OK if passed else Exit.BUDGET_EXCEEDED)
+
+
+@config_app.command("check")
+def config_check(
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="The file; ./config.yaml by default.")] = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether a configuration is right: exit 0, or 78 with every mistake as FILE:LINE: key: what is wrong."""
+    chosen = _chosen(file or config)
+    configuration.resolve(chosen, overrides or ())
+    if as_json:
+        _data({"ok": True, "file": None if chosen is None else str(chosen), "problems": []})
+    else:
+        _say(f"{chosen or 'built-in defaults'}: ok")
+
+
+@config_app.command("show")
+def config_show(config: ConfigFile = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Print the values in force, each with where it comes from; the output is a valid configuration."""
+    resolved = configuration.resolve(_chosen(config), overrides or ())
+    if as_json:
+        _data({"config": resolved.config.model_dump(mode="json"), "origins": dict(resolved.origins)})
+    else:
+        typer.echo(configuration.as_yaml(resolved))
+
+
+@config_app.command("sample")
+def config_sample() -> None:
+    """Print a complete configuration with every key explained, all at their defaults."""
+    typer.echo(configuration.SAMPLE.read_text(encoding="utf-8"), nl=False)
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON Schema of the configuration, for editors."""
+    typer.echo(json.dumps(configuration.Config.model_json_schema(), indent=2))
+
+
+class _JsonLines:
+    """Prints a status as a JSON line once a second, and at once when there is news; the plan goes to stderr, once."""
+
+    def __init__(self) -> None:
+        self.due_s = 0.0
+        self.news: tuple[str, str] | None = None
+        self.planned = False
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def __call__(self, status: Status) -> None:
+        if status["plan"] and not self.planned:
+            self.planned = True
+            _draw(plan_table(status["plan"], status["budget_bytes"]), to_stderr=True)
+        now_s, news = time.monotonic(), (status["state"], status["message"])
+        if news != self.news or now_s >= self.due_s:
+            self.news, self.due_s = news, now_s + LINE_EVERY_S
+            _data(status)
+
+
+class _Screen:
+    """Shows the latest status on the terminal's other screen, drawn by a thread of its own: no learning step waits."""
+
+    def __init__(self) -> None:
+        self.status = blank()
+        self.planned = False
+        self.live = Live(
+            get_renderable=lambda: render(self.status),
+            console=Console(highlight=False),
+            screen=True,
+            refresh_per_second=FRAMES_PER_S,
+        )
+
+    def __enter__(self) -> None:
+        pass  # the live screen starts with the first status, so that an error before it stays visible
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.live.stop()
+
+    def __call__(self, status: Status) -> None:
+        self.status = status
+        if status["plan"] and not self.planned:
+            self.planned = True
+            _draw(plan_table(status["plan"], status["budget_bytes"]))
+            self.live.start()
+
+
+def _settings(config: Path | None, overrides: Sequence[str] | None) -> configuration.Config:
+    chosen = _chosen(config)
+    _say(f"config: {chosen or 'built-in defaults'}")
+    return configuration.resolve(chosen, overrides or ()).config
+
+
+def _chosen(config: Path | None) -> Path | None:
+    here = Path("config.yaml")
+    return config or (here if os.path.lexists(here) else None)
+
+
+def _with_speed(url: str, speed: str) -> str:
+    target, _, query = url.partition("?")
+    options = [option for option in query.split("&") if option and not option.startswith("speed=")]
+    return f"{target}?{'&'.join([*options, f'speed={quote(speed)}'])}"
+
+
+def _look(state: Path) -> tuple[int | None, Status]:
+    """The running daemon's pid and the last status of a state directory, made honest if its writer died."""
+    from edge_cl.storage.state_dir import running_pid
+
+    pid, last = running_pid(state), read_status(state)
+    if last is None:
+        last = blank()
+        last["message"] = f"nothing is known of {state}" if pid is None else "the daemon has just been started"
+    if pid is None and last["state"] in ("starting", "running"):
+        last["message"] = (
+            last["message"] if last["updated_s"] is None else "it ended without a word: killed, or no power"
+        )
+        last["state"] = "stopped" if last["updated_s"] is None else "failed"
+    return pid, last
+
+
+def _watch(state: Path, *, as_json: bool) -> None:
+    try:
+        if as_json or not sys.stdout.isatty():
+            while (seen := _look(state))[0] is not None:
+                _data({**seen[1], "running": True})
+                time.sleep(LINE_EVERY_S)
+        else:
+            with Live(console=Console(highlight=False), screen=True, auto_refresh=False) as live:
+                while (seen := _look(state))[0] is not None:
+                    live.update(render(seen[1]), refresh=True)
+                    time.sleep(1 / FRAMES_PER_S)
+    except KeyboardInterrupt:
+        raise typer.Exit(Exit.OK) from None
+
+
+def _check_row(line: CheckLine) -> dict[str, Any]:
+    names = ("name", "limit", "measured", "unit", "margin", "passed", "advice")
+    return {name: getattr(line, name) for name in names}
+
+
+def _check_table(lines: Sequence[CheckLine]) -> RenderableType:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("budget")
+    for name in ("limit", "measured", "margin"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for line in lines:
+        verdict = Text("PASS", "green") if line.passed else Text("FAIL", "bold red")
+        table.add_row(
+            line.name, *(f"{number:,.5g} {line.unit}" for number in (line.limit, line.measured, line.margin)), verdict
+        )
+    return table
+
+
+def _pairs(facts: Mapping[str, Any]) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    for name, fact in facts.items():
+        table.add_row(name, Text(str(fact), overflow="fold"))
+    return table
+
+
+def _version_and_exit(on: bool) -> None:
+    if on:
+        typer.echo(f"edge-cl {version('edge-cl')}")
+        raise typer.Exit
+
+
+def _fail(exc: Exception, code: Exit, message: str, hint: str, *, as_json: bool) -> None:
+    problems = exc.problems if isinstance(exc, ConfigError) else []
+    for problem in problems:
+        _say(str(problem))
+    n = len(problems)
+    _say(f"error: {message}" if not problems else f"error: {n} mistake{'s' if n > 1 else ''} in the configuration")
+    if hint:
+        _say(f"hint: {hint}")
+    if as_json:
+        found = [{"file": p.name, "line": p.line, "key": p.key, "what": p.what, "got": p.got} for p in problems]
+        _data(
+            {
+                "error": message,
+                "hint": hint,
+                "exit_code": int(code),
+                **({"ok": False, "problems": found} if found else {}),
+            }
+        )
+
+
+def _data(value: Mapping[str, Any] | Status | Summary) -> None:
+    typer.echo(json.dumps(value, allow_nan=False, default=_path_text))
+
+
+def _path_text(value: object) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"not JSON: {value!r}")
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _draw(drawing: RenderableType, *, to_stderr: bool = False) -> None:
+    Console(stderr=to_stderr, highlight=False).print(drawing)
+
+
+if __name__ == "__main__":
+    main()

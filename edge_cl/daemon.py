@@ -1,0 +1,304 @@
+"""The daemon's loop: sample → predict → learn → consolidate → snapshot, until it is told to stop. Nothing else.
+
+Data faults are counted and shown and the loop goes on; a fault of the operator stops it at the start; a full disk costs
+checkpoints and snapshots, never the loop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_cl import assembly
+from edge_cl.config import Config
+from edge_cl.publisher import Publisher
+from edge_cl.report import Report
+from edge_cl.service.status import Status, Summary
+from edge_cl.service.telemetry import Telemetry
+from edge_cl.signals import Signals
+from edge_cl.storage.checkpoint import Checkpoint, CheckpointStore
+from edge_cl.storage.errors import StorageError
+from edge_cl.storage.snapshot import answers
+from edge_cl.storage.state_dir import StateDir
+from firmware_bridge.errors import EndOfSource, SourceLost
+from firmware_bridge.inlet import Inlet
+from firmware_bridge.registry import make_source
+from firmware_bridge.sample import Label, Sample, SampleId
+from firmware_bridge.source import Source
+
+POLL_S = 0.1  # the longest the loop waits for a sample before it looks at signals and clocks
+TEST_BATCH = 256
+
+
+class Daemon:
+    """One run on one state directory; `run` returns when it is over, with its summary."""
+
+    def __init__(
+        self,
+        config: Config,
+        state: Path,
+        *,
+        source_url: str | None = None,
+        seed: int = 0,
+        once: bool = False,
+        samples: int | None = None,
+        on_status: Callable[[Status], None] = lambda status: None,
+        signals: Signals | None = None,
+    ) -> None:
+        self.config, self.path, self.seed = config, state, seed
+        self.url = source_url or config.source
+        self.once, self.most_samples = once, samples
+        self.signals = signals or Signals()
+        self.on_status = on_status
+
+    def run(self) -> Summary:
+        """Run until the source is over (with `once`), `samples` observations came, or a signal asks to stop.
+
+        Raises BridgeError, OperatorError, StorageError for what an operator can mend; the state on disk is then intact.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(StateDir(self.path))
+            self._open(stack)
+            try:
+                why = self._loop()
+                self._checkpoint()
+                return self.report.finish(self._test_accuracy(), why)
+            except SourceLost as exc:
+                self._checkpoint()
+                self.report.say(str(exc), "failed")
+                raise
+            except Exception as exc:
+                self.report.say(str(exc), "failed")
+                raise
+
+    def _open(self, stack: ExitStack) -> None:
+        """Everything that can refuse, before anything is changed."""
+        found = CheckpointStore(self.path).load()
+        same_source = found is not None and found.meta["source"] == _identity(self.url)
+        position = found.meta["position"] if found and same_source else None
+        self.position = SampleId(*position) if position else None
+        self.source: Source = make_source(self.url, after=self.position, seed=self.seed)
+        stack.enter_context(self.source)
+        schema = self.source.schema
+        self.task = assembly.task_of(self.config, schema)
+        blueprint = assembly.blueprint_of(self.config, self.task)
+        planned = assembly.plan_of(self.config, self.task, blueprint)
+        self.store = CheckpointStore(self.path, model=assembly.fingerprint(self.task, blueprint))
+        self.store.load()  # refuses the state of another model
+
+        self.learner = assembly.make_learner(self.config, self.task, blueprint, planned, seed=self.seed)
+        self.window = assembly.make_window(self.task, schema)
+        self.telemetry = Telemetry()
+        self.label_names = list(self.task.label_names)
+        self.waiting: list[Sample] = []  # labelled observations for the next step
+        self.dropped = {"shape": 0, "label_out_of_range": 0, "label_unmatched": 0}
+        if found is not None:
+            self._restore(found, same_source=same_source)
+        self.ends_at = None if self.most_samples is None else self.telemetry.samples + self.most_samples
+        self.publisher = Publisher(self.learner, self.task, schema, self.config, self.path)
+        stack.callback(self.publisher.close)
+        self.publisher.prepare(len(self.label_names))
+        self.inlet = Inlet(self.source, self.config.bridge.queue_bytes)
+        stack.callback(self.inlet.close)
+        self.waiting_since = self.checkpointed_at = time.monotonic()
+        self.report = Report(
+            folder=self.path,
+            url=self.url,
+            config=self.config,
+            planned=planned,
+            learner=self.learner,
+            telemetry=self.telemetry,
+            inlet=self.inlet,
+            publisher=self.publisher,
+            label_names=self.label_names,
+            dropped=self._all_dropped,
+            on_status=self.on_status,
+        )
+        resumed = f"going on after {self.learner.learnt:,} samples learnt" if found else "a new learner"
+        self.report.say("; ".join([resumed, *self.store.faults]))
+
+    def _loop(self) -> str:
+        """Take what comes until there is a reason to stop, and say which."""
+        while not self.signals.stop:
+            try:
+                item = self.inlet.get(POLL_S)
+            except EndOfSource:
+                if self.once:
+                    self._complete()
+                    return "the source is over"
+                self._wait_for_stop()
+                break
+            if isinstance(item, Sample):
+                self._take(item)
+            elif isinstance(item, Label):
+                self._take_label(item)
+            if self.ends_at is not None and self.telemetry.samples >= self.ends_at:
+                self._complete()
+                return f"{self.most_samples:,} samples taken"
+            self._look_at_clocks()
+        return "stopped by a signal; the next run goes on from here"
+
+    def _take(self, sample: Sample) -> None:
+        """One sample from the bridge: make observations of it, predict each, and learn when a batch is full."""
+        self.position = sample.id
+        for observation in self._observations(sample):
+            self._predict(observation)
+            if observation.label is not None:
+                if not self.waiting:
+                    self.waiting_since = time.monotonic()
+                self.waiting.append(observation)
+            if len(self.waiting) == self.config.learning.batch_size:
+                self._learn()
+
+    def _observations(self, sample: Sample) -> list[Sample]:
+        try:
+            observations = [sample] if self.window is None else self.window.push(sample)
+        except ValueError:
+            self.dropped["shape"] += 1
+            return []
+        fitting = [o for o in observations if (o.values.shape, o.values.dtype) == (self.task.shape, self.task.dtype)]
+        self.dropped["shape"] += len(observations) - len(fitting)
+        return [self._with_known_label(observation) for observation in fitting]
+
+    def _with_known_label(self, observation: Sample) -> Sample:
+        if observation.label is None or 0 <= observation.label < len(self.label_names):
+            return observation
+        named = bool(self.task.label_names)
+        if named or not 0 <= observation.label < self.task.n_outputs:
+            self.dropped["label_out_of_range"] += 1
+            return replace(observation, label=None)
+        self.label_names[:] = [str(label) for label in range(observation.label + 1)]
+        self.publisher.prepare(len(self.label_names))
+        return observation
+
+    def _predict(self, observation: Sample) -> None:
+        started = time.perf_counter()
+        probabilities = self.learner.predict(observation.values[None])[0]
+        self.telemetry.predict.add(time.perf_counter() - started)
+        predicted = int(probabilities.argmax()) if probabilities.any() else None
+        self.telemetry.arrived(1)
+        if observation.label is not None:
+            self.telemetry.scored([predicted == observation.label])
+        self.report.predicted, self.report.true = predicted, observation.label
+
+    def _take_label(self, label: Label) -> None:
+        """A label that came by itself: it finds its sample in the window that is being filled, or it is counted."""
+        if self.window is None or not self.window.late(label):
+            self.dropped["label_unmatched"] += 1
+
+    def _learn(self) -> None:
+        if not self.waiting:
+            return
+        x = np.stack([observation.values for observation in self.waiting])
+        y = np.array([observation.label for observation in self.waiting], dtype=np.int64)
+        self.waiting.clear()
+        started = time.perf_counter()
+        step = self.learner.learn(x, y)
+        if step.learnt:
+            self.telemetry.step.add(time.perf_counter() - started)
+        every = self.config.consolidation.every_steps
+        if every and step.learnt and self.learner.steps % every == 0:
+            self._consolidate()
+
+    def _look_at_clocks(self) -> None:
+        """What is due by time or by signal rather than by a sample."""
+        now = time.monotonic()
+        if self.signals.consolidate:
+            self.signals.consolidate = False
+            self._learn()
+            self._consolidate()
+        # A source that can wait always fills the batch, so that the same recording gives the same steps.
+        late = now - self.waiting_since > self.config.learning.max_wait_ms / 1e3
+        if late and not self.source.can_wait:
+            self._learn()
+        if now - self.checkpointed_at > self.config.storage.checkpoint_every_s:
+            self._try("checkpoint", self._checkpoint)
+        self.report.tick()
+
+    def _consolidate(self) -> None:
+        self.learner.consolidate()
+        exam = self.learner.examine()
+        self.report.consolidated(exam)
+        if self.learner.consolidations:
+            self._try("snapshot", lambda: self.publisher.publish(tuple(self.label_names), exam))
+        self.report.tick()
+
+    def _complete(self) -> None:
+        """The stream is over: learn what waits, and leave a snapshot of all that was learnt."""
+        steps = self.learner.steps
+        self._learn()
+        every = self.config.consolidation.every_steps
+        if not (every and self.learner.steps > steps and self.learner.steps % every == 0):
+            self._consolidate()
+
+    def _try(self, what: str, action: Callable[[], object]) -> None:
+        """Do something with the disk that the loop can live without, and say so once if it fails."""
+        try:
+            action()
+        except StorageError as exc:
+            self.report.fault(what, f"{what} failed, going on without: {exc}")
+        else:
+            self.report.recovered(what)
+
+    def _checkpoint(self) -> None:
+        self.checkpointed_at = time.monotonic()
+        arrays, learner = self.learner.state()
+        window = self.window.state() if self.window else {}
+        arrays = dict(arrays) | {f"window.{k}": v for k, v in window.items() if isinstance(v, np.ndarray)}
+        values = [observation.values for observation in self.waiting]
+        arrays["waiting"] = np.stack(values) if values else np.empty((0, *self.task.shape), self.task.dtype)
+        meta = {
+            "learner": learner,
+            "source": _identity(self.url),
+            "position": list(self.position) if self.position else None,
+            "window": {k: v for k, v in window.items() if not isinstance(v, np.ndarray)},
+            "waiting": [[*o.id, o.time_us, o.label] for o in self.waiting],
+            "label_names": self.label_names,
+            "telemetry": [self.telemetry.samples, self.telemetry.labelled, self.telemetry.hits],
+        }
+        self.store.save(arrays, meta)
+
+    def _restore(self, found: Checkpoint, *, same_source: bool) -> None:
+        arrays, meta = found.arrays, found.meta
+        self.learner.restore(arrays, meta["learner"])
+        self.label_names[:] = meta["label_names"]
+        self.telemetry.restore(*meta["telemetry"])
+        for values, (stream, boot, seq, time_us, label) in zip(arrays["waiting"], meta["waiting"], strict=True):
+            self.waiting.append(Sample(stream, boot, seq, time_us, values, label))
+        if self.window is not None and same_source:
+            rows = {k.removeprefix("window."): v for k, v in arrays.items() if k.startswith("window.")}
+            with suppress(ValueError):  # another stride than before: the rows of an unfinished window are let go
+                self.window.load_state({**meta["window"], **rows})
+
+    def _all_dropped(self) -> dict[str, int]:
+        window = self.window.counters if self.window else {}
+        return {**self.inlet.counters, **window, **self.dropped}
+
+    def _wait_for_stop(self) -> None:
+        self._complete()
+        self.report.say("the source is over; waiting to be stopped (--once ends with the source)")
+        while not self.signals.stop:
+            time.sleep(POLL_S)
+            self._look_at_clocks()
+
+    def _test_accuracy(self) -> float | None:
+        """Accuracy of the published snapshot, answered by onnxruntime, on a recording's test split; learnt by nobody."""
+        current, held_out = self.publisher.shelf.current(), self.source.held_out
+        if current is None or held_out is None:
+            return None
+        x = held_out.x.astype(np.float32)
+        right = answers(current.read(), x, batch=TEST_BATCH).argmax(1) == held_out.y
+        return float(right.mean())
+
+
+def _identity(url: str) -> str:
+    """What of a source's URL says which samples it gives: not how fast or how many."""
+    target, _, query = url.partition("?")
+    options = sorted(o for o in query.split("&") if o and o.partition("=")[0] not in ("speed", "samples", "limit"))
+    return "?".join([target, "&".join(options)]) if options else target

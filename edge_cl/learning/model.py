@@ -1,0 +1,180 @@
+"""Compact networks made of built-in layers: an MLP, a 1-D CNN for windows of a signal, a 2-D CNN for images.
+
+A `Blueprint` is the plan of a network, cheap enough to count bytes with; a `Network` is one with parameters, which it
+walks forwards and backwards. Neither knows of losses, replay or anchors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from edge_cl.learning.arena import Arena, Parameters
+from edge_cl.learning.layers import Conv, Flatten, GlobalAveragePool, GroupNorm, Layer, Linear, ReLU, Shape
+from edge_cl.learning.standardise import Standardise
+
+MOST_CHANNELS = 16  # of a window: (128, 9) is a signal of nine channels, (28, 28) an image
+SHORTEST_SIGNAL = 64  # (1024,) is a signal of one channel, (8,) a vector of features
+GROUPS = 4  # of a GroupNorm: few enough that the level of a channel against its neighbours is kept
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A network before it has parameters.
+
+    `shape` is that of a raw sample, `layout` the same with channels last, `layers` end in one logit a class.
+    """
+
+    kind: str
+    shape: Shape
+    layout: Shape
+    layers: list[Layer]
+
+    @property
+    def parameter_shapes(self) -> dict[str, Shape]:
+        """Every parameter's name and shape, in the arena's order."""
+        return {f"{name}.{key}": s for name, layer in self.named_layers() for key, s in layer.shapes.items()}
+
+    @property
+    def n_parameters(self) -> int:
+        """Numbers that are learnt."""
+        return sum(prod(shape) for shape in self.parameter_shapes.values())
+
+    @property
+    def n_outputs(self) -> int:
+        """Logits: the most classes the network can tell apart."""
+        return self.layers[-1].shapes["bias"][0]
+
+    @property
+    def n_activations(self) -> int:
+        """Numbers that one sample's forward pass keeps for its backward pass."""
+        shape = self.standardised_shape
+        count = prod(shape)
+        for layer in self.layers:
+            shape = layer.output_shape(shape)
+            count += prod(shape)
+        return count
+
+    @property
+    def standardised_shape(self) -> Shape:
+        """Shape of a sample as the first layer takes it: channels first."""
+        return self.layout if len(self.layout) == 1 else (self.layout[-1], *self.layout[:-1])
+
+    def named_layers(self) -> list[tuple[str, Layer]]:
+        """Layers with the names that their parameters carry."""
+        return [(f"{index}.{type(layer).__name__.lower()}", layer) for index, layer in enumerate(self.layers)]
+
+
+class Network:
+    """Standardisation and layers over one arena."""
+
+    def __init__(self, blueprint: Blueprint, *, seed: int = 0) -> None:
+        self.blueprint = blueprint
+        self.standardise = Standardise(blueprint.layout)
+        self.layers = blueprint.layers
+        self.arena = Arena(blueprint.parameter_shapes)
+        generator = torch.Generator().manual_seed(seed)
+        for layer, own in zip(self.layers, self._by_layer(self.arena.flat), strict=True):
+            layer.own = own
+            layer.initialise(generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, C) of raw samples x (B, *shape)."""
+        h = self.standardise.forward(x)
+        for layer in self.layers:
+            h = layer.forward(h)
+        return h
+
+    def descend(self, delta: Tensor, learning_rate: float) -> None:
+        """One gradient step from delta = ∂loss/∂logits (B, C) of the last forward pass: θ ← θ - η ∂loss/∂θ.
+
+        Each layer's update is the backward product itself, so no gradient is ever stored.
+        """
+        self._backward(delta, lambda layer, _, d: layer.add_gradient(d, layer.own, -learning_rate))
+
+    def add_gradient(self, delta: Tensor, into: Tensor) -> None:
+        """into (P,) += ∂loss/∂θ, for what needs the whole gradient before anything moves."""
+        views = self._by_layer(into)
+        self._backward(delta, lambda layer, index, d: layer.add_gradient(d, views[index], 1.0))
+
+    def add_squares(self, delta: Tensor, into: Tensor) -> None:
+        """into (P,) += Σₙ (∂lossₙ/∂θ)² from delta (B, C) = ∂lossₙ/∂logitsₙ, each sample squared by itself."""
+        views = self._by_layer(into)
+        self._backward(delta, lambda layer, index, d: layer.add_squares(d, views[index]))
+
+    def _backward(self, delta: Tensor, visit: Callable[[Layer, int, Tensor], None]) -> None:
+        for index in range(len(self.layers) - 1, -1, -1):
+            layer = self.layers[index]
+            upstream = layer.upstream(delta) if index else delta  # before the visit, which may move the parameters
+            visit(layer, index, delta)
+            delta = upstream
+
+    def _by_layer(self, flat: Tensor) -> list[Parameters]:
+        views = self.arena.lay_over(flat)
+        return [{key: views[f"{name}.{key}"] for key in layer.shapes} for name, layer in self.blueprint.named_layers()]
+
+
+def design(kind: str, shape: Shape, n_outputs: int, width: int = 32) -> Blueprint:
+    """The plan of a network of one of `KINDS` (or `auto`) for raw samples of `shape`.
+
+    `width` is the number of hidden units (mlp) or of channels after the first convolution (cnn1d, cnn2d).
+    Raises ValueError, naming both, if the kind does not take samples of that shape.
+    """
+    kind = choose_kind(shape) if kind == "auto" else kind
+    if kind not in KINDS:
+        raise ValueError(f"model.kind: must be one of auto, {', '.join(KINDS)} (got {kind})")
+    return KINDS[kind](shape, n_outputs, width)
+
+
+def choose_kind(shape: Shape) -> str:
+    """The kind of network for a sample's shape: vectors get an MLP, signals a 1-D CNN, images a 2-D CNN.
+
+    >>> [choose_kind(shape) for shape in [(8,), (1024,), (128, 9), (28, 28), (32, 32, 3)]]
+    ['mlp', 'cnn1d', 'cnn1d', 'cnn2d', 'cnn2d']
+    """
+    if len(shape) == 1:
+        return "cnn1d" if shape[0] >= SHORTEST_SIGNAL else "mlp"
+    return "cnn1d" if len(shape) == 2 and shape[1] <= MOST_CHANNELS else "cnn2d"
+
+
+def mlp(shape: Shape, n_outputs: int, width: int) -> Blueprint:
+    """Two hidden layers of `width` units on the flattened sample."""
+    layout = (*shape, 1) if choose_kind(shape) == "cnn2d" and len(shape) == 2 else shape
+    hidden = [Flatten(), Linear(prod(shape), width), ReLU(), Linear(width, width), ReLU()]
+    return Blueprint("mlp", shape, layout, [*hidden, Linear(width, n_outputs)])
+
+
+def cnn1d(shape: Shape, n_outputs: int, width: int) -> Blueprint:
+    """Three strided convolutions over time, averaged over time; samples (L,) or (L, C).
+
+    The norm stands behind the ReLU, where it also fixes the scale of what the average sees.
+    """
+    if len(shape) > 2:
+        raise ValueError(f"model.kind: cnn1d takes samples of shape (length,) or (length, channels) (got {shape})")
+    layout = shape if len(shape) == 2 else (*shape, 1)
+    channels = layout[1]
+    layers: list[Layer] = []
+    for outputs, kernel in ((width, 9), (2 * width, 5), (2 * width, 5)):
+        layers += [Conv(channels, outputs, [kernel], stride=2, padding=kernel // 2), ReLU(), GroupNorm(outputs, GROUPS)]
+        channels = outputs
+    return Blueprint("cnn1d", shape, layout, [*layers, GlobalAveragePool(), Linear(channels, n_outputs)])
+
+
+def cnn2d(shape: Shape, n_outputs: int, width: int) -> Blueprint:
+    """Three strided 3x3 convolutions, then one linear layer; samples (H, W) or (H, W, C)."""
+    if len(shape) not in (2, 3):
+        raise ValueError(f"model.kind: cnn2d takes samples of shape (height, width[, channels]) (got {shape})")
+    layout = shape if len(shape) == 3 else (*shape, 1)
+    height, breadth, channels = layout
+    layers: list[Layer] = []
+    for outputs in (width, 2 * width, 2 * width):
+        layers += [Conv(channels, outputs, [3, 3], stride=2, padding=1), ReLU(), GroupNorm(outputs, GROUPS)]
+        channels, height, breadth = outputs, (height + 1) // 2, (breadth + 1) // 2
+    return Blueprint("cnn2d", shape, layout, [*layers, Flatten(), Linear(channels * height * breadth, n_outputs)])
+
+
+KINDS: dict[str, Callable[[Shape, int, int], Blueprint]] = {"mlp": mlp, "cnn1d": cnn1d, "cnn2d": cnn2d}

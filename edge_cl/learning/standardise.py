@@ -1,0 +1,76 @@
+"""Raw sensor values to zero mean and unit deviation per channel, with statistics learnt from the stream.
+
+The statistics are part of the learner's state and of its snapshot, so a snapshot takes raw sensor values.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edge_cl.learning.layers import Node, Shape, reshape
+
+
+class Standardise:
+    """y = (x - mean) / deviation per channel; raw values of any dtype in, float32 with channels first out.
+
+    `layout` is how one sample lies in memory, channels last: (*positions, C), or (D,) for a plain vector, whose features
+    each have their own statistics. Output: (B, C, *positions) or (B, D).
+    Mean and variance are Welford's over every sample observed (batches merged as Chan, Golub & LeVeque 1983), until
+    `MEMORY` samples have been seen; from then on the oldest fade, so that the learner follows a sensor that drifts.
+
+    >>> layer = Standardise((2,))
+    >>> layer.observe(torch.tensor([[0, 10], [2, 30]], dtype=torch.int16))
+    >>> layer.forward(torch.tensor([[1, 20]], dtype=torch.int16))
+    tensor([[0., 0.]])
+    """
+
+    MEMORY = 10_000  # samples; by then a mean is known to one hundredth of a deviation
+    FLOOR = 1e-6  # of |mean| + 1: a channel that never moves is passed on as zero instead of divided by zero
+
+    def __init__(self, layout: tuple[int, ...], device: torch.device | str = "cpu") -> None:
+        self.layout = layout
+        self.mean = torch.zeros(layout[-1], device=device)
+        self.variance = torch.ones(layout[-1], device=device)
+        self.inverse_deviation = torch.ones(layout[-1], device=device)
+        self.seen = 0
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of one standardised sample."""
+        return self.layout if len(self.layout) == 1 else (self.layout[-1], *self.layout[:-1])
+
+    def observe(self, x: Tensor) -> None:
+        """Take the samples x (B, ...) into the statistics."""
+        rows = x.to(torch.float32).reshape(-1, self.layout[-1])
+        weight = len(x) / min(self.seen + len(x), self.MEMORY)
+        variance, mean = torch.var_mean(rows, 0, correction=0)
+        difference = mean - self.mean
+        self.variance.lerp_(variance, weight).addcmul_(difference, difference, value=weight * (1 - weight))
+        self.mean.add_(difference, alpha=weight)
+        self.seen += len(x)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Derive the factor of the forward pass from the statistics, after they changed or were restored."""
+        floor = self.FLOOR * (1 + self.mean.abs())
+        deviation = self.variance.sqrt()
+        self.inverse_deviation.copy_((deviation > floor) / deviation.clamp_min(floor))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Standardise the raw samples x (B, ...)."""
+        y = x.to(torch.float32).reshape(-1, *self.layout).sub(self.mean).mul_(self.inverse_deviation)
+        if self.layout[-1] == 1 or len(self.layout) == 1:  # nothing to move, and clean strides for the convolution
+            return y.view(-1, *self.output_shape)
+        return y.movedim(-1, 1).contiguous()
+
+    def nodes(self, shape: Shape) -> list[Node]:
+        """The ONNX nodes for raw samples of `shape`; the statistics change like weights, so the graph treats them so."""
+        channels = self.mean.shape
+        nodes = [Node("Sub", {"mean": channels}), Node("Mul", {"inverse_deviation": channels})]
+        if shape != self.layout:
+            nodes.insert(0, reshape(self.layout))
+        if len(self.layout) > 1:
+            order = [0, len(self.layout), *range(1, len(self.layout))]
+            nodes.append(Node("Transpose", attributes={"perm": order}))
+        return nodes

@@ -1,0 +1,124 @@
+"""From the learner as it is to a verified ONNX snapshot on the shelf.
+
+Joins the two wings at one point: learning/ describes graph and weights, storage/ makes, checks and shelves the bytes.
+The template is built by a child process while learning goes on, and built again when the classes change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_cl.assembly import Task
+from edge_cl.config import Config
+from edge_cl.learning.graph import OPSET, graph, weights
+from edge_cl.learning.learner import Learner
+from edge_cl.storage.shelf import Shelf
+from edge_cl.storage.snapshot import fill, verify
+from edge_cl.storage.template import PendingTemplate, start_build
+from firmware_bridge.sample import Schema
+
+BUILD_TIMEOUT_S = 120.0  # a loaded Raspberry Pi imports onnx in some ten seconds
+PROBES = 32  # samples the snapshot must answer like the learner
+PROBE_SEED = 0
+SCHEMA_VERSION = 1
+
+
+class Publisher:
+    """Publishes snapshots of one learner on the shelf in `folder`."""
+
+    def __init__(self, learner: Learner, task: Task, schema: Schema, config: Config, folder: Path) -> None:
+        self._learner, self._task, self._schema = learner, task, schema
+        self._config_hash = hashlib.sha256(config.model_dump_json().encode()).hexdigest()
+        self.shelf = Shelf(folder, keep=config.storage.keep_snapshots)
+        self._n_classes = 0
+        self._template: PendingTemplate | None = None
+        self._published_at: float | None = None
+        current = self.shelf.current()
+        self.current_path: Path | None = current.path if current else None
+
+    def prepare(self, n_classes: int) -> None:
+        """Have the template for that many classes built in the background; nothing happens if it already is."""
+        if n_classes and n_classes != self._n_classes:
+            self.close()
+            self._n_classes = n_classes
+            self._template = start_build(graph(self._learner.network.blueprint, n_classes))
+
+    @property
+    def age_s(self) -> float | None:
+        """Seconds since this run last published, None if it has not yet."""
+        return None if self._published_at is None else time.monotonic() - self._published_at
+
+    def publish(self, label_names: tuple[str, ...], exam: dict[int, tuple[int, float]]) -> Path:
+        """Fill the template, verify its answers against the learner's, put it on the shelf as `current`.
+
+        Returns the path of model.onnx. Raises SnapshotMismatch, TemplateError or StorageFault; `current` then stays.
+        """
+        self.prepare(len(label_names))
+        assert self._template is not None
+        learner = self._learner
+        template = self._template.result(BUILD_TIMEOUT_S)
+        values = weights(learner.network, self._n_classes, learner.seen.numpy())
+        facts = self._facts(label_names, exam)
+        model = fill(template, values, {key: _text(value) for key, value in facts.items()})
+        probes = self._probes()
+        difference = verify(model, probes.astype(np.float32), learner.predict(probes)[:, : self._n_classes])
+        manifest = {**facts, "verification": {"samples": len(probes), "max_abs_difference": difference}}
+        self.current_path = self.shelf.publish(model, manifest)
+        self._published_at = time.monotonic()
+        return self.current_path
+
+    def close(self) -> None:
+        """End a build that is still going on."""
+        if self._template is not None:
+            self._template.close()
+
+    def _probes(self) -> NDArray[Any]:
+        """Half real samples, half random ones over the whole range the sensor has shown."""
+        learner = self._learner
+        source = learner.exam if learner.exam.size else learner.replay
+        real = source.items[: min(source.size, PROBES // 2)].numpy()
+        low, high = float(real.min(initial=0)), float(real.max(initial=1))
+        drawn = np.random.default_rng(PROBE_SEED).uniform(low, high, (PROBES // 2, *self._task.shape))
+        return np.concatenate([real, drawn.astype(self._task.dtype)])
+
+    def _facts(self, label_names: tuple[str, ...], exam: dict[int, tuple[int, float]]) -> dict[str, Any]:
+        """What metadata and manifest say: what goes in, what comes out, and what it was made of."""
+        learner, schema = self._learner, self._schema
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "labels": list(label_names),
+            "classes_seen": [name for name, seen in zip(label_names, learner.seen.tolist(), strict=False) if seen],
+            "input": {
+                "name": "input",
+                "shape": ["batch", *self._task.shape],
+                "values": f"raw sensor values of dtype {self._task.dtype}, given as float32",
+                "channels": list(schema.channels),
+                "unit": schema.unit,
+                "scale": schema.scale,
+                "rate_hz": schema.rate_hz,
+            },
+            "output": {"name": "probabilities", "shape": ["batch", len(label_names)]},
+            "opset": OPSET,
+            "model": learner.network.blueprint.kind,
+            "parameters": learner.network.blueprint.n_parameters,
+            "training": {
+                "learned": learner.learnt,
+                "steps": learner.steps,
+                "consolidations": learner.consolidations,
+                "exam": {label_names[c]: {"samples": n, "accuracy": accuracy} for c, (n, accuracy) in exam.items()},
+            },
+            "config_sha256": self._config_hash,
+            "versions": {name: version(name) for name in ("edge-cl", "torch", "onnx", "onnxruntime")},
+        }
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,184 @@
+"""What the daemon says of itself: a Status for whoever watches, DIR/status.json for whoever asks later, a Summary at the end.
+
+Reads the parts, changes none of them. Must not decide anything.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edge_cl.budget import Plan
+from edge_cl.config import Config
+from edge_cl.learning.learner import Learner
+from edge_cl.publisher import Publisher
+from edge_cl.service.status import ExamPoint, State, Status, Summary, blank, write_status
+from edge_cl.service.telemetry import Telemetry, rss_bytes, rss_peak_bytes
+from firmware_bridge.inlet import Inlet
+
+EVERY_S = 0.25  # between two looks of a watcher
+WRITE_EVERY_S = 1.0  # between two writes of status.json
+MOST_EXAM_POINTS = 240
+
+
+@dataclass
+class Report:
+    """The daemon's parts, as its report needs them; `on_status` gets a Status a few times a second and at each event."""
+
+    folder: Path
+    url: str
+    config: Config
+    planned: Plan
+    learner: Learner
+    telemetry: Telemetry
+    inlet: Inlet
+    publisher: Publisher
+    label_names: list[str]
+    dropped: Callable[[], Mapping[str, int]]
+    on_status: Callable[[Status], None]
+    state: State = "starting"
+    message: str = ""
+    started_s: float = field(default_factory=time.time)
+    exam: dict[int, tuple[int, float]] = field(default_factory=dict)
+    exam_history: list[ExamPoint] = field(default_factory=list)
+    predicted: int | None = None
+    true: int | None = None
+    _faults: set[str] = field(default_factory=set)
+    _looked: float = 0.0
+    _written: float = 0.0
+
+    def say(self, message: str, state: State = "running") -> None:
+        """An event worth a line."""
+        self.state, self.message = state, message
+        self._show(time.monotonic(), write=True)
+
+    def tick(self) -> None:
+        """Show the present state, if it is time to."""
+        now = time.monotonic()
+        if now - self._looked >= EVERY_S:
+            self._show(now, write=now - self._written >= WRITE_EVERY_S)
+
+    def consolidated(self, exam: dict[int, tuple[int, float]]) -> None:
+        """A consolidation is over, and this is how each class did in the exam after it."""
+        self.exam = exam
+        point: ExamPoint = {
+            "steps": self.learner.steps,
+            "accuracy": {self._name(c): accuracy for c, (_, accuracy) in exam.items()},
+        }
+        self.exam_history.append(point)
+        if len(self.exam_history) > MOST_EXAM_POINTS:
+            del self.exam_history[1::2]  # bounded for ever; the newest points stay the densest
+
+    def fault(self, what: str, message: str) -> None:
+        """Something keeps failing: said once, not a thousand times."""
+        if what not in self._faults:
+            self._faults.add(what)
+            self.say(message)
+
+    def recovered(self, what: str) -> None:
+        """It works again."""
+        if what in self._faults:
+            self._faults.discard(what)
+            self.say(f"{what} works again")
+
+    def status(self) -> Status:
+        """One moment of the daemon."""
+        learner, telemetry, config = self.learner, self.telemetry, self.config
+        current = self.publisher.current_path
+        status = blank()
+        status.update(
+            {
+                "state": self.state,
+                "pid": os.getpid(),
+                "started_s": self.started_s,
+                "updated_s": time.time(),
+                "source": self.url,
+                "model": f"{learner.network.blueprint.kind}, {learner.network.blueprint.n_parameters:,} parameters",
+                "label_names": list(self.label_names),
+                "samples": telemetry.samples,
+                "labelled": telemetry.labelled,
+                "learned": learner.learnt,
+                "steps": learner.steps,
+                "consolidations": learner.consolidations,
+                "samples_per_s": telemetry.samples_per_s,
+                "prequential_accuracy": telemetry.windowed_accuracy,
+                "prequential_history": telemetry.history,
+                "exam": [
+                    {"label": self._name(c), "samples": n, "accuracy": accuracy}
+                    for c, (n, accuracy) in sorted(self.exam.items())
+                ],
+                "exam_history": list(self.exam_history),
+                "replay_samples": learner.replay.size,
+                "replay_capacity": learner.replay.capacity,
+                "replay_bytes": learner.replay.nbytes,
+                "learner_bytes": self.learner_bytes,
+                "budget_bytes": self.planned.budget_bytes,
+                "plan": [{"part": part.name, "bytes": part.nbytes} for part in self.planned.parts],
+                "step_p50_ms": telemetry.step.percentile(50),
+                "step_p99_ms": telemetry.step.percentile(99),
+                "step_budget_ms": config.budget.step_ms,
+                "predict_p50_ms": telemetry.predict.percentile(50),
+                "predict_p99_ms": telemetry.predict.percentile(99),
+                "predict_budget_ms": config.budget.predict_ms,
+                "rss_bytes": rss_bytes(),
+                "rss_peak_bytes": rss_peak_bytes(),
+                "received": self.inlet.received,
+                "dropped": dict(self.dropped()),
+                "snapshot": None if current is None else str(current),
+                "snapshot_age_s": self.publisher.age_s,
+                "true_label": None if self.true is None else self._name(self.true),
+                "predicted_label": None if self.predicted is None else self._name(self.predicted),
+                "message": self.message,
+            }
+        )
+        return status
+
+    def finish(self, test_accuracy: float | None, message: str) -> Summary:
+        """The last word: writes a stopped status and returns the summary of the run."""
+        self.say(message, "stopped")
+        status = self.status()
+        summary: Summary = {
+            "samples": status["samples"],
+            "learned": status["learned"],
+            "steps": status["steps"],
+            "consolidations": status["consolidations"],
+            "prequential_accuracy": self.telemetry.prequential_accuracy,
+            "test_accuracy": test_accuracy,
+            "exam": status["exam"],
+            "exam_history": status["exam_history"],
+            "replay_bytes": status["replay_bytes"],
+            "learner_bytes": status["learner_bytes"],
+            "budget_bytes": status["budget_bytes"],
+            "step_p50_ms": status["step_p50_ms"],
+            "step_p99_ms": status["step_p99_ms"],
+            "step_budget_ms": status["step_budget_ms"],
+            "predict_p99_ms": status["predict_p99_ms"],
+            "predict_budget_ms": status["predict_budget_ms"],
+            "rss_peak_bytes": status["rss_peak_bytes"],
+            "dropped": status["dropped"],
+            "snapshot": status["snapshot"],
+            "seconds": time.time() - self.started_s,
+        }
+        return summary
+
+    @property
+    def learner_bytes(self) -> int:
+        """Bytes held for the learner: what is allocated, and the room that is promised to queue, window and snapshot."""
+        promised = self.planned["queue"] + self.planned["window"] + self.planned["snapshot"]
+        return self.learner.nbytes + promised
+
+    def _name(self, label: int) -> str:
+        return self.label_names[label]
+
+    def _show(self, now: float, *, write: bool) -> None:
+        self._looked = now
+        status = self.status()
+        if write:
+            self._written = now
+            with suppress(OSError):  # a full disk: the checkpoint's own failure is what gets said
+                write_status(self.folder, status)
+        self.on_status(status)

@@ -1,0 +1,1 @@
+"""What the running daemon shows of itself. Nothing here changes what it does."""

@@ -1,0 +1,51 @@
+"""The last screen of a run: what was learnt, what it cost, and the file to take away. Draws only."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from edge_cl.service.dashboard import clock, drops, exam_panel, limit, percent, plain
+from edge_cl.service.status import Summary
+from edge_cl.units import format_bytes
+
+
+def summary(result: Summary) -> RenderableType:
+    """A finished run as a table of facts under the exam's result; what the summary lacks is left out."""
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bright_black", no_wrap=True)
+    facts.add_column()
+    for name, fact in _facts(result):
+        facts.add_row(name, fact)
+    panel = Panel(facts, title="summary", title_align="left", border_style="cyan")
+    exam = result.get("exam", [])
+    return Group(exam_panel(exam, result.get("exam_history", [])), panel) if exam else panel
+
+
+def _facts(result: Summary) -> list[tuple[str, RenderableType]]:
+    learnt = f"{result.get('learned', result.get('samples', 0)):,} samples in {result.get('steps', 0):,} steps"
+    took = f", {clock(result['seconds'])}" if "seconds" in result else ""
+    size, budget = result.get("learner_bytes", 0), result.get("budget_bytes", 0)
+    facts: list[tuple[str, RenderableType]] = [
+        ("learnt", f"{learnt}, {result.get('consolidations', 0):,} consolidations{took}"),
+        (
+            "accuracy",
+            percent(result.get("prequential_accuracy")) + Text(" of the last answers, each given before learning"),
+        ),
+    ]
+    if result.get("test_accuracy") is not None:
+        facts.append(("test split", percent(result.get("test_accuracy")) + Text(", the snapshot in onnxruntime")))
+    return [
+        *facts,
+        (
+            "memory",
+            f"{format_bytes(size)} of {format_bytes(budget)}, replay {format_bytes(result.get('replay_bytes', 0))}",
+        ),
+        ("process", f"{format_bytes(result.get('rss_peak_bytes', 0))} at most"),
+        ("step", limit(result.get("step_p50_ms"), result.get("step_p99_ms"), result.get("step_budget_ms", 0.0))),
+        ("predict", limit(None, result.get("predict_p99_ms"), result.get("predict_budget_ms", 0.0))),
+        ("dropped", drops(result.get("dropped", {}))),
+        ("snapshot", Text.assemble((str(plain(result.get("snapshot") or "none")), "bold"), overflow="fold")),
+    ]

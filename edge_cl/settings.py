@@ -1,0 +1,319 @@
+"""Every setting of the daemon: its key, unit, default, limits, and what raising it costs. Knows no file and no YAML.
+
+A part of the program gets numbers from here, never the whole Config. See config.py for the way from a file to a Config.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from edge_cl.units import parse_bytes, parse_duration
+
+
+def _rows(value: object) -> object:
+    if value is None or value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError("must be auto, null, or a whole number of rows, 1 or more")
+
+
+def _classes(value: object) -> object:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 2 <= value <= 4096):
+        return value
+    raise ValueError("must be auto or a whole number from 2 to 4096")
+
+
+def _names(value: object) -> object:
+    if value is None:
+        return None
+    if not isinstance(value, (list, tuple)) or not value:
+        raise ValueError("must be null or a list of class names, such as [normal, unbalance]")
+    wrong = next((name for name in value if not isinstance(name, str) or not name.strip()), None)
+    if wrong is not None:
+        raise ValueError(f"every class name must be a text: put {wrong} in quotes")
+    twice = next((name for index, name in enumerate(value) if name in value[:index]), None)
+    if twice is not None:
+        raise ValueError(f"every class name may be there once, {twice} is there twice")
+    return tuple(value)
+
+
+def _quantity(unit: str) -> WithJsonSchema:
+    return WithJsonSchema(
+        {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string", "pattern": rf"^[0-9.]+ ?{unit}$"}]}
+    )
+
+
+Rows = Annotated[
+    int | Literal["auto"] | None,
+    BeforeValidator(_rows),
+    WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "null"}, {"type": "integer", "minimum": 1}]}),
+]
+Classes = Annotated[
+    int | Literal["auto"],
+    BeforeValidator(_classes),
+    WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 2, "maximum": 4096}]}),
+]
+Names = Annotated[
+    tuple[str, ...] | None,
+    BeforeValidator(_names),
+    WithJsonSchema({"anyOf": [{"type": "null"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
+]
+Bytes = Annotated[int, BeforeValidator(parse_bytes), _quantity("(B|[kK]B|[MG]B|[KMG]iB)")]
+Milliseconds = Annotated[float, BeforeValidator(lambda value: parse_duration(value, "ms")), _quantity("ms")]
+Seconds = Annotated[float, BeforeValidator(lambda value: parse_duration(value, "s")), _quantity("s")]
+Whole = Annotated[int, Field(strict=True)]
+Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+
+class Group(BaseModel):
+    """Settings of one concern: frozen, and closed against keys nobody reads."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class WindowSettings(Group):
+    """How sensor rows become observations."""
+
+    length: Rows = Field(
+        default="auto",
+        description="Rows in one observation; auto: as the source suggests; null: a sample is an observation as it is. "
+        "Longer sees slower patterns, answers later, and every replay sample takes as many times the bytes.",
+    )
+    stride: Rows = Field(
+        default="auto",
+        description="Rows from one window's start to the next; auto: as the source suggests; null: no windows. "
+        "Larger means fewer observations to learn from and less work.",
+    )
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> WindowSettings:
+        if (self.length is None) != (self.stride is None):
+            raise ValueError("length and stride must both be null or neither")
+        return self
+
+
+class ModelSettings(Group):
+    """The network that learns. A state directory keeps the model it was begun with."""
+
+    kind: Literal["auto", "mlp", "cnn1d", "cnn2d"] = Field(
+        default="auto",
+        description="The network; auto: by the shape of an observation, (D,) mlp, (T, C) cnn1d, (H, W) or (H, W, C) "
+        "cnn2d. A CNN learns more from few samples; an mlp is the fastest step.",
+    )
+    width: Whole = Field(
+        default=32,
+        ge=1,
+        le=4096,
+        description="Units of the first hidden layer (channels in a CNN). Parameters, and so bytes and time of a step, "
+        "grow about with its square.",
+    )
+    max_classes: Classes = Field(
+        default="auto",
+        description="Classes there is room for; new ones are added while running; auto: those the source names, 16 at "
+        "least. Each costs one output row in the model, its anchor and its Fisher.",
+    )
+
+
+class LearningSettings(Group):
+    """One online gradient step."""
+
+    batch_size: Whole = Field(
+        default=10,
+        ge=1,
+        le=4096,
+        description="New labelled samples in a step. More: fewer, calmer steps, later learning, each step slower.",
+    )
+    learning_rate: Real = Field(
+        default=0.05,
+        gt=0,
+        le=10,
+        description="Step size of plain gradient descent, no unit. Higher learns faster and forgets faster; too high "
+        "diverges.",
+    )
+    label_smoothing: Real = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="Part of each target spread evenly over the classes seen, 0 to 1. More keeps the answers modest and "
+        "generalises better to other boards; too much blurs classes that are alike. Costs nothing.",
+    )
+    max_wait_ms: Milliseconds = Field(
+        default=100.0,
+        gt=0,
+        le=60_000,
+        allow_inf_nan=False,
+        description="Milliseconds the oldest new sample may wait for a full batch; then the step is taken with what is "
+        "there. Longer: fuller batches, later learning.",
+    )
+    threads: Whole = Field(
+        default=1,
+        ge=1,
+        le=256,
+        description="CPU threads of the arithmetic. More can make wide models faster and takes the cores from others; "
+        "part of the state, because other counts round differently.",
+    )
+
+
+class ReplaySettings(Group):
+    """Old samples kept to be learnt again, in the sensor's own integers."""
+
+    samples: Annotated[int, Field(strict=True, ge=1, le=10**9)] | None = Field(
+        default=300,
+        description="Samples kept; null: as many as the memory budget holds. More forgets less, at one observation's "
+        "bytes each; a step does not get slower.",
+    )
+    per_step: Whole = Field(
+        default=20,
+        ge=0,
+        le=4096,
+        description="Old samples mixed into each step; 0: none. More forgets less; a step takes time in proportion. "
+        "The first thing given up when a step would be late.",
+    )
+    policy: Literal["balanced", "reservoir"] = Field(
+        default="balanced",
+        description="balanced: an equal share for each class, so that rare ones stay; reservoir: a uniform sample of "
+        "all that came. Equal cost.",
+    )
+
+
+class ConsolidationSettings(Group):
+    """Measuring which weights matter (Fisher), and holding on to them (online EWC)."""
+
+    every_steps: Whole = Field(
+        default=100,
+        ge=0,
+        description="Steps from one consolidation to the next; 0: only by `edge-cl consolidate`. Rarer costs less time "
+        "and makes snapshots older.",
+    )
+    ewc_lambda: Real = Field(
+        default=3.0,
+        ge=0,
+        description="Strength of the pull towards the anchor, no unit; 0: no pull, replay alone. Higher forgets less "
+        "and learns new things slower.",
+    )
+    gamma: Real = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Part of the old Fisher kept at a merge, 0 to 1. Lower lets go of what is long past; "
+        "higher holds on to it. Costs nothing.",
+    )
+    fisher_samples: Whole = Field(
+        default=200,
+        ge=1,
+        description="Replay samples the Fisher is measured on. More is a steadier measure; a consolidation takes time "
+        "in proportion.",
+    )
+    rehearsal_passes: Whole = Field(
+        default=10,
+        ge=0,
+        le=1000,
+        description="Passes over the whole replay memory at a consolidation; 0: none. More forgets less; a "
+        "consolidation takes time in proportion, and no sample is learnt meanwhile.",
+    )
+
+
+class ExamSettings(Group):
+    """Samples never trained on, which tell how much was forgotten."""
+
+    share: Real = Field(
+        default=0.03,
+        ge=0,
+        le=0.5,
+        description="Part of the labelled samples set aside for the exam, 0 to 0.5; 0: no exam. More is a surer figure "
+        "and less to learn from.",
+    )
+    samples: Whole = Field(
+        default=120,
+        ge=0,
+        description="Most samples the exam keeps, at one observation's bytes each. More is a surer figure and a longer "
+        "consolidation.",
+    )
+
+
+class BudgetSettings(Group):
+    """The limits that hold always: planned before the first allocation, measured while running."""
+
+    memory_bytes: Bytes = Field(
+        default=8 * 2**20,
+        ge=1024,
+        le=2**40,
+        description="Bytes for all learner state, or a text such as '8 MiB'. More goes to replay if replay.samples is "
+        "null; the process itself needs some 300 MiB more for torch.",
+    )
+    step_ms: Milliseconds = Field(
+        default=50.0,
+        gt=0,
+        le=600_000,
+        allow_inf_nan=False,
+        description="99 of 100 learning steps take at most this many milliseconds. Higher leaves room for more replay "
+        "in a step.",
+    )
+    predict_ms: Milliseconds = Field(
+        default=20.0,
+        gt=0,
+        le=600_000,
+        allow_inf_nan=False,
+        description="99 of 100 answers take at most this many milliseconds. Higher leaves room for a wider model.",
+    )
+
+
+class StorageSettings(Group):
+    """What is kept on disk."""
+
+    checkpoint_every_s: Seconds = Field(
+        default=30.0,
+        gt=0,
+        le=86_400,
+        allow_inf_nan=False,
+        description="Seconds between two checkpoints. Longer wears the flash less; a power cut costs up to this much "
+        "learning.",
+    )
+    keep_snapshots: Whole = Field(
+        default=3,
+        ge=1,
+        le=10_000,
+        description="Published ONNX snapshots kept, the newest ones. Each costs the model's bytes on disk.",
+    )
+
+
+class BridgeSettings(Group):
+    """Between the source and the learner."""
+
+    queue_bytes: Bytes = Field(
+        default=2**20,
+        ge=1024,
+        le=2**40,
+        description="Bytes of samples that may wait for the learner, or a text such as '1 MiB'. More rides out longer "
+        "pauses; counts in the memory budget. When full, a live source loses its oldest sample, a recording waits.",
+    )
+
+
+class Config(Group):
+    """All settings of one daemon."""
+
+    source: Annotated[str, Field(strict=True, min_length=1)] = Field(
+        default="simulated:motor",
+        description="Where samples come from: simulated:motor, recording:PATH.npz, or serial:///dev/ttyUSB0?baud=115200",
+    )
+    labels: Names = Field(
+        default=None,
+        description="Names of the classes 0, 1, 2 …; null: the source's own names, else numbers. Costs nothing.",
+    )
+    window: WindowSettings = WindowSettings()
+    model: ModelSettings = ModelSettings()
+    learning: LearningSettings = LearningSettings()
+    replay: ReplaySettings = ReplaySettings()
+    consolidation: ConsolidationSettings = ConsolidationSettings()
+    exam: ExamSettings = ExamSettings()
+    budget: BudgetSettings = BudgetSettings()
+    storage: StorageSettings = StorageSettings()
+    bridge: BridgeSettings = BridgeSettings()
+
+    @model_validator(mode="after")
+    def _labels_fit(self) -> Config:
+        most = self.model.max_classes
+        if self.labels is not None and most != "auto" and len(self.labels) > most:
+            raise ValueError(f"labels: {len(self.labels)} names, but model.max_classes is {most}")
+        return self

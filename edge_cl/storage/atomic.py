@@ -1,0 +1,119 @@
+"""Whole files, durably: a reader, or the next start after a power cut, finds the old content or the new, never a part.
+
+The only writer of durable files. Must not know what is in them.
+
+    open a new temporary in the same folder → write → fsync → rename over the target → fsync the folder → return
+
+Only the return is the acknowledgement. Without the first fsync a power cut may leave the new name on empty content,
+without the second the old name may come back. After a failed fsync Linux marks the pages clean, so a second fsync of
+the same file would succeed without having written them (fsyncgate; Rebello et al., ATC 2020): nothing is retried
+here, the temporary is thrown away and a later call starts with a fresh one.
+
+Everything is done relative to one open folder, and links are not followed: neither a folder that is renamed half-way
+nor a link laid in place of a file can send the bytes elsewhere.
+"""
+
+import contextlib
+import os
+import re
+import secrets
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from edge_cl.storage.errors import disk_faults
+
+Part = bytes | bytearray | memoryview
+
+OLD_OR_NEW = "the file is whole, as it was before or as it is new; nothing was acknowledged"
+NOTHING_CHANGED = "nothing was changed"
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
+
+
+def write_atomic(path: Path, *parts: Part, mode: int = 0o600) -> None:
+    """Replace the file `path` by `parts`, one after the other, and return once that survives a power cut.
+
+    The parts are written as they are, without a copy. `mode` is subject to the umask.
+    Raises StorageFault.
+    """
+    with disk_faults("write", path, rule=OLD_OR_NEW), open_folder(path.parent) as folder:
+        temporary = temporary_name(path.name)
+        with discarded_on_failure(folder, temporary):
+            write_new(folder, temporary, parts, mode)
+            os.rename(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+        os.fsync(folder)
+
+
+def link_atomic(path: Path, target: str) -> None:
+    """Let the symbolic link `path` point at `target`, for every reader from one instant on, and durably.
+
+    Raises StorageFault.
+    """
+    with disk_faults("switch", path, rule=OLD_OR_NEW), open_folder(path.parent) as folder:
+        temporary = temporary_name(path.name)
+        with discarded_on_failure(folder, temporary):
+            os.symlink(target, temporary, dir_fd=folder)
+            os.rename(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+        os.fsync(folder)
+
+
+def read_whole(path: Path) -> bytes:
+    """All bytes of a regular file, a link in its place refused (ELOOP).
+
+    Raises OSError as it comes: whether a file that cannot be read is a fault, only the caller knows.
+    """
+    # O_NONBLOCK: without it a named pipe in the file's place would hold the daemon for ever.
+    file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(file, "rb") as stream:
+        return stream.read()
+
+
+def write_new(folder: int, name: str, parts: Iterable[Part], mode: int = 0o600) -> None:
+    """Create the file `name` in the open folder and fsync it; the name itself is durable once the folder is synced.
+
+    Raises OSError, FileExistsError among them.
+    """
+    file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=folder)
+    try:
+        for part in parts:
+            rest = memoryview(part).cast("B")
+            while rest:
+                rest = rest[os.write(file, rest) :]
+        os.fsync(file)
+    finally:
+        os.close(file)  # may raise, too: some network file systems report a full disk only here
+
+
+@contextlib.contextmanager
+def open_folder(path: Path) -> Iterator[int]:
+    """A descriptor of the folder, for names relative to it and for its fsync. Raises OSError."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield folder
+    finally:
+        os.close(folder)
+
+
+@contextlib.contextmanager
+def discarded_on_failure(folder: int, temporary: str) -> Iterator[None]:
+    """Remove the temporary if the block fails, so that a full disk is not kept full by our own rubbish."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # the block's own fault is the one to report
+            os.unlink(temporary, dir_fd=folder)
+        raise
+
+
+def temporary_name(name: str) -> str:
+    """A name beside `name` that no one else uses and that `is_temporary` knows again after a crash."""
+    return f".{name}.{secrets.token_hex(8)}.tmp"
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name was ours and never finished.
+
+    >>> is_temporary(temporary_name("status.json")), is_temporary("status.json")
+    (True, False)
+    """
+    return _TEMPORARY.fullmatch(name) is not None

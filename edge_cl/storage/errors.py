@@ -1,0 +1,111 @@
+"""What storage raises. Knows neither exit codes nor the screen: the command line turns these into both.
+
+StorageError
+├── StorageFault       the operating system refused: disk full, read-only, broken, no right
+├── StateDirError      the state directory is not one that this daemon may use
+├── StateBusy          another daemon holds the state directory
+├── DamagedFile        a file is not what was once written
+├── TemplateError      the ONNX template could not be built or filled
+└── SnapshotMismatch   the ONNX model does not answer as the learner does
+"""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class StorageError(Exception):
+    """Base of all; `hint` is what a person can do about it, one sentence.
+
+    Raised only as one of its children.
+    """
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class StorageFault(StorageError):  # noqa: N818 - it says what happened
+    """The operating system refused to read or write; `errno` and `path` say what and where, `rule` what still holds.
+
+    Raised for every OSError of a file of ours: ENOSPC, EDQUOT, EROFS, EIO, EACCES, EMFILE, EFBIG and the rest.
+    """
+
+    def __init__(self, action: str, path: Path, fault: OSError, *, rule: str) -> None:
+        code = fault.errno or 0
+        name = errno.errorcode.get(code, "no errno")
+        hint = _HINTS.get(code, "mend what the operating system complains about, then start again")
+        super().__init__(f"cannot {action} {path}: {fault.strerror or fault} ({name}); {rule}", hint=hint)
+        self.errno = code
+        self.path = path
+        self.rule = rule
+
+
+class StateDirError(StorageError):
+    """The directory is a link, another's, writable by others, of a newer format, or belongs to another model.
+
+    Raised before anything in it is touched.
+    """
+
+
+class StateBusy(StorageError):  # noqa: N818 - it says what happened
+    """Another process holds the lock; `pid` is its number, 0 if it has not written it down yet.
+
+    Raised when a state directory is opened twice.
+    """
+
+    def __init__(self, path: Path, pid: int) -> None:
+        holder = f"process {pid}" if pid else "another process"
+        super().__init__(f"{path} is in use by {holder}", hint="stop that daemon first, or name another directory")
+        self.pid = pid
+
+
+class DamagedFile(StorageError):  # noqa: N818 - it says what happened
+    """Content that fails its own check: SHA-256, length or syntax.
+
+    Raised when nothing sound is left to fall back to.
+    """
+
+
+class TemplateError(StorageError):
+    """The message is the child's own, or names the weight that does not fit.
+
+    Raised when the graph is not valid ONNX, the child died or was late, or weights differ from the template's.
+    """
+
+
+class SnapshotMismatch(StorageError):  # noqa: N818 - it says what happened
+    """onnxruntime refuses the model, or its answers differ from the learner's.
+
+    Raised before a snapshot is published; `difference` is the largest absolute one, NaN if there was no answer.
+    """
+
+    def __init__(self, message: str, *, difference: float = float("nan")) -> None:
+        super().__init__(message, hint="the model was not published; the one before it stays current")
+        self.difference = difference
+
+
+@contextmanager
+def disk_faults(action: str, path: Path, *, rule: str) -> Iterator[None]:
+    """Translate each OSError of the block into a StorageFault, cause kept."""
+    try:
+        yield
+    except OSError as exc:
+        raise StorageFault(action, path, exc, rule=rule) from exc
+
+
+_NO_RIGHT = "give the user that runs edge_cl the right to this path"
+_HINTS = {
+    errno.ENOSPC: "free space on this disk",
+    errno.EDQUOT: "free space in this user's quota",
+    errno.EFBIG: "raise the file size limit (ulimit -f)",
+    errno.EROFS: "mount the disk writable; after errors a kernel mounts it read-only, so look into its log",
+    errno.EIO: "the disk reports a hardware error: look into the kernel's log and replace it",
+    errno.EACCES: _NO_RIGHT,
+    errno.EPERM: _NO_RIGHT,
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENOENT: "create the folder first",
+    errno.EISDIR: "a folder stands where the file belongs: move it away",
+    errno.ELOOP: "a symbolic link stands where the file belongs: links are not followed here",
+}

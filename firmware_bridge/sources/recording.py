@@ -1,0 +1,122 @@
+"""A recording, an .npz file, played as a stream of samples; recording_file.py says what may stand in it.
+
+Samples with NaN or Inf are dropped and counted. Plays arrays; knows no wire and no window.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from firmware_bridge.errors import BadRecording, EndOfSource, SourceLost
+from firmware_bridge.options import one_of, whole
+from firmware_bridge.options import speed as parse_speed
+from firmware_bridge.sample import HeldOut, Sample, SampleId, Schema, Values
+from firmware_bridge.sources.recording_file import RecordingFile, load
+
+
+class Recording:
+    """Samples of an .npz file in the order of the file or of its classes; seq is the place in that order.
+
+    order: file, or class (label after label, in each the file's order). limit: play only the first so many. speed: 1
+    plays at the recording's own mean pace, inf as fast as it is read. after: go on behind this sample if it is of this
+    recording in this order, else from the start.
+    """
+
+    OPTIONS: Mapping[str, Callable[[str], Any]] = {
+        "order": one_of("file", "class"),
+        "limit": whole(1),
+        "speed": parse_speed,
+    }
+    can_wait = True
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        after: SampleId | None = None,
+        order: str = "file",
+        limit: int | None = None,
+        speed: float = math.inf,
+    ) -> None:
+        self.schema = Schema(name=Path(path).stem, dtype="uint8", shape=())
+        self.held_out: HeldOut | None = None
+        self.counters = {"nonfinite": 0, "nonfinite_held_out": 0}
+        self._path, self._after, self._by_class, self._limit, self._speed = path, after, order == "class", limit, speed
+        self._file: RecordingFile | None = None
+        self._order: Values | None = None
+        self._boot = self._first = self._next = self._end = 0
+        self._gap = False
+        self._started_s = 0.0
+
+    def open(self) -> None:
+        """Load and check the recording. Raises BadRecording naming file, array, rule and value."""
+        file = load(self._path)
+        if math.isfinite(self._speed) and file.period_s is None:
+            raise BadRecording(f"{self._path}: speed needs time_s or fs_hz in it", hint="play it without speed")
+        self._order = self._playing_order(file)
+        # The order belongs to the identity: seq 7 in class order is another sample than seq 7 of the file.
+        self._boot = zlib.crc32(b"class" if self._by_class else b"file", file.identity) & 0xFFFF
+        resumed = self._after is not None and self._after.boot == self._boot
+        self._first = self._next = self._after.seq + 1 if self._after is not None and resumed else 0
+        self._end = min(len(file.x), self._limit or len(file.x))
+        self.schema, self.held_out, self._file = file.schema, file.held_out, file
+        self.counters["nonfinite_held_out"] = file.nonfinite_held_out
+        self._started_s = time.monotonic()
+
+    def close(self) -> None:
+        """Let the arrays go; a second call does nothing."""
+        self._file = None
+
+    def __enter__(self) -> Recording:
+        self.open()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def read(self, timeout_s: float) -> Sample | None:
+        """Next sample, None if it is not due in time. Raises EndOfSource behind the last one."""
+        file = self._file
+        if file is None:
+            raise SourceLost(f"{self._path}: the recording is not open")
+        while self._next < self._end:
+            if not self._wait_until_due(file, timeout_s):
+                return None
+            sample = self._sample(file, self._next)
+            self._next += 1
+            self._gap = sample.values.dtype.kind == "f" and not bool(np.isfinite(sample.values).all())
+            if not self._gap:
+                return sample
+            self.counters["nonfinite"] += 1
+        raise EndOfSource(f"{self._path}: played to its end")
+
+    def _playing_order(self, file: RecordingFile) -> Values | None:
+        if not self._by_class:
+            return None
+        if file.y is None:
+            raise BadRecording(f"{self._path}: order=class needs labels", hint="play it without order")
+        return np.argsort(file.y, kind="stable")
+
+    def _sample(self, file: RecordingFile, seq: int) -> Sample:
+        row = seq if self._order is None else int(self._order[seq])
+        label = None if file.y is None else int(file.y[row])
+        return Sample(0, self._boot, seq, int(file.time_us[row]), file.x[row, ...], label, self._gap)
+
+    def _wait_until_due(self, file: RecordingFile, timeout_s: float) -> bool:
+        if math.isinf(self._speed) or file.period_s is None:
+            return True
+        due_s = self._started_s + (self._next - self._first) * file.period_s / self._speed
+        wait_s = due_s - time.monotonic()
+        if wait_s > 0:
+            time.sleep(min(wait_s, timeout_s))
+        return wait_s <= timeout_s
