@@ -30,6 +30,8 @@ from edge_cl.exits import explain
 from edge_cl.service.dashboard import plan_table, render
 from edge_cl.service.status import Status, Summary, blank, read_status
 from edge_cl.service.summary import summary
+from edge_cl.signals import Signals
+from edge_cl.units import format_bytes
 
 if TYPE_CHECKING:
     from edge_cl.check import CheckLine
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 LINE_EVERY_S: Final = 1.0  # JSON lines of `run`: enough for a log, little enough for a month of it
 FRAMES_PER_S: Final = 4
 POLL_S: Final = 0.1
+CURVES: Final = ("prequential_history", "exam_history", "plan")  # left out of lines: who keeps them has them
 
 app = typer.Typer(
     help="Learn from a live sensor stream without forgetting, inside a fixed budget of memory and time.",
@@ -113,7 +116,8 @@ def run(
     """
     settings = _settings(config, overrides)
     url = source or settings.source
-    from edge_cl.daemon import Daemon  # brings torch
+    signals = Signals().install()  # before the seconds that torch takes to load
+    from edge_cl.daemon import Daemon
 
     show = _JsonLines() if as_json or not sys.stdout.isatty() else _Screen()
     daemon = Daemon(
@@ -124,6 +128,7 @@ def run(
         once=once,
         samples=samples,
         on_status=show,
+        signals=signals,
     )
     with show:
         result: Summary = daemon.run()
@@ -281,7 +286,7 @@ class _JsonLines:
         now_s, news = time.monotonic(), (status["state"], status["message"])
         if news != self.news or now_s >= self.due_s:
             self.news, self.due_s = news, now_s + LINE_EVERY_S
-            _data(status)
+            _data({name: value for name, value in status.items() if name not in CURVES})
 
 
 class _Screen:
@@ -375,9 +380,13 @@ def _check_table(lines: Sequence[CheckLine]) -> RenderableType:
     for line in lines:
         verdict = Text("PASS", "green") if line.passed else Text("FAIL", "bold red")
         table.add_row(
-            line.name, *(f"{number:,.5g} {line.unit}" for number in (line.limit, line.measured, line.margin)), verdict
+            line.name, *(_amount(number, line.unit) for number in (line.limit, line.measured, line.margin)), verdict
         )
     return table
+
+
+def _amount(number: float, unit: str) -> str:
+    return format_bytes(number) if unit == "bytes" else f"{number:.4g} {unit}"
 
 
 def _pairs(facts: Mapping[str, Any]) -> RenderableType:

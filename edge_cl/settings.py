@@ -135,8 +135,8 @@ class LearningSettings(Group):
         default=0.1,
         ge=0,
         lt=1,
-        description="Part of each target spread evenly over the classes seen, 0 to 1. More keeps the answers modest and "
-        "generalises better to other boards; too much blurs classes that are alike. Costs nothing.",
+        description="Part of each target spread evenly over the classes seen, 0 to 1. More keeps the answers modest "
+        "and generalises better to other boards; too much blurs classes that are alike. Costs nothing.",
     )
     max_wait_ms: Milliseconds = Field(
         default=100.0,

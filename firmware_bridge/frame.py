@@ -50,7 +50,7 @@ CTRL_END = 2  # board to host: nothing more will come; seq says how many samples
 # (11.4 KiB); 8 KiB stays inside that, and is what a small board can buffer.
 MAX_FRAME_BYTES = 8192
 
-HAS_LABEL, UNSYNCED, OVERRUN, REPLAYED = 1, 2, 4, 8
+HAS_LABEL, OVERRUN = 1, 4  # cflags
 
 _HEADER = struct.Struct("<BBBBHHIQBB")
 _SHAPES = tuple(struct.Struct(f"<{ndim}H") for ndim in range(5))

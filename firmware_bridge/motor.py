@@ -114,13 +114,12 @@ class Motor:
         self.seed = seed
         self._block_rows = lru_cache(maxsize=2)(self._make_block)
         self._stretch = lru_cache(maxsize=2)(self._make_stretch)
+        self._order = lru_cache(maxsize=2)(self._make_order)
 
     def state(self, seq: int) -> int:
         """True state of frame seq, an index into STATES."""
         round_, place = divmod(seq // STRETCH_FRAMES, len(STATES))
-        if round_ < 2:
-            return place
-        return int(self._rng(1, round_).permutation(len(STATES))[place])
+        return self._order(round_)[place]
 
     def label(self, seq: int) -> int | None:
         """What the operator says about frame seq, None if nothing."""
@@ -145,6 +144,9 @@ class Motor:
 
     def _rng(self, *what: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, *what))
+
+    def _make_order(self, round_: int) -> list[int]:
+        return list(range(len(STATES))) if round_ < 2 else self._rng(1, round_).permutation(len(STATES)).tolist()
 
     def _make_stretch(self, index: int) -> _Stretch:
         round_, rng = index // len(STATES), self._rng(2, index)

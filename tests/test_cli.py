@@ -17,10 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import pytest
 
 from edge_cl import errors
-from edge_cl.cli import _with_speed, main
+from edge_cl.check import CheckLine
+from edge_cl.cli import CURVES, _check_table, _draw, _with_speed, main
 from edge_cl.config import SAMPLE, Config, parse
 from edge_cl.errors import Exit
 from edge_cl.exits import explain
@@ -256,6 +258,14 @@ def test_speed_becomes_an_option_of_the_source(url: str, expected: str) -> None:
     assert _with_speed(url, "max") == expected
 
 
+def test_the_check_table_shows_bytes_and_times_as_a_person_reads_them(capsys: pytest.CaptureFixture[str]) -> None:
+    _draw(_check_table([CheckLine("memory", 8 << 20, 9 << 20, "bytes"), CheckLine("step p99", 50.0, 8.25, "ms")]))
+    _, memory, step = capsys.readouterr().out.splitlines()
+    assert memory.split("  ")[0] == "memory"
+    assert re.search(r"8.00 MiB +9.00 MiB +-1.00 MiB +FAIL", memory)
+    assert re.search(r"50 ms +8.25 ms +41.75 ms +PASS", step)
+
+
 # status and consolidate, against a process that holds a real state directory
 
 
@@ -347,6 +357,49 @@ def test_watch_draws_on_a_terminal_and_ends_with_the_daemon(tmp_path: Path) -> N
     assert b"\x1b[?1049h" in drawn, "the other screen, so that the shell's text comes back"
     assert b"no daemon runs on s" in drawn
     assert b"\x1b[3" not in drawn, "no colour under NO_COLOR"
+
+
+# run: what it shows (what the daemon does has its own tests)
+
+
+def _recording(path: Path, n: int = 120) -> str:
+    rng = np.random.default_rng(0)
+    y = np.arange(n) % 2
+    np.savez(path, x=(rng.normal(0, 50, (n, 16, 3)) + 300 * y[:, None, None]).astype(np.int16), y=y)
+    return f"recording:{path}"
+
+
+def test_run_elsewhere_prints_json_lines_and_talks_on_stderr(tmp_path: Path) -> None:
+    source = _recording(tmp_path / "r.npz")
+    command = [sys.executable, "-m", "edge_cl", "run", "--once", "--state", "s", "--source", source]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert lines[-1]["state"] == "stopped"
+    assert not set(lines[-1]) & set(CURVES), "a line a second stays small"
+    assert "config: built-in defaults" in done.stderr
+    assert "memory plan" in done.stderr
+    assert "summary" in done.stderr
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
+    assert last_json(done.stdout).keys() >= {"samples", "steps", "snapshot", "dropped", "rss_peak_bytes"}
+    assert "summary" not in done.stderr
+
+
+def test_run_on_a_terminal_draws_and_leaves_plan_and_summary_behind(tmp_path: Path) -> None:
+    source = _recording(tmp_path / "r.npz")
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    command = [sys.executable, "-m", "edge_cl", "run", "--once", "--state", "s", "--source", source]
+    run = subprocess.Popen(command, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm-256color"})
+    os.close(theirs)
+    drawn = _read_until(ours, None).decode()
+    os.close(ours)
+    assert run.wait() == 0, drawn
+    before, there, after = re.split(r"\x1b\[\?1049[hl]", drawn)
+    assert "memory plan" in before
+    assert "accuracy, test-then-train" in there
+    assert "summary" in after
+    assert "model.onnx" in after
 
 
 def _read_until(terminal: int, word: bytes | None) -> bytes:

@@ -144,6 +144,7 @@ def test_frames_sent_with_the_schema_seed_count_once_the_hello_is_known():
         ("label", wire(body(kind=2, code=1, shape=(5,), payload=b"\0\0\0\x80\x3f"))),
         ("label", wire(body(kind=2, cflags=1, code=1, shape=(5,), label=b"\1\0\0\0", payload=b"\0\0\0\0\x40"))),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_each_fault_is_counted_under_its_own_name_and_the_next_frame_is_read(reason, frame):
     decoder = FrameDecoder()

@@ -51,7 +51,8 @@ def test_what_is_missing_at_the_end_is_lost_too():
     tracker.accept(1, 0)
     assert tracker.finish(1, 4) == 3
     assert tracker.finish(1, 4) == 0
-    assert tracker.finish(2, 9) == 0
+    assert tracker.finish(2, 9) == 0  # of another boot
+    assert tracker.finish(1, 1) == 0  # behind what came already
     assert seen(tracker) == {"wire_lost": 3}
 
 

@@ -9,7 +9,7 @@ import pytest
 from boards import fake_board, talking_line
 
 from firmware_bridge.errors import EndOfSource, SourceLost, SourceUnavailable
-from firmware_bridge.frame import encode_hello, encode_label, encode_sample
+from firmware_bridge.frame import CTRL_END, Control, encode_control, encode_hello, encode_label, encode_sample
 from firmware_bridge.hello import Hello
 from firmware_bridge.motor import STATES, Motor, boot_of
 from firmware_bridge.registry import make_source
@@ -144,6 +144,23 @@ def test_a_simulated_board_ends_with_its_source():
         os.kill(pid, 0)
 
 
+def test_a_simulated_board_that_does_not_listen_is_killed(monkeypatch):
+    monkeypatch.setattr("firmware_bridge.sources.simulated._END_WAIT_S", 0.1)
+    source = make_source("simulated:motor?speed=max")
+    source.open()
+    pid = source.pid
+    os.kill(pid, signal.SIGSTOP)
+    source.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_simulated_board_that_cannot_start_is_an_unavailable_source(monkeypatch, tmp_path):
+    monkeypatch.setenv("PYTHONHOME", str(tmp_path))  # an interpreter without its library
+    with pytest.raises(SourceUnavailable, match=r"did not start \(exit 1\)"):
+        make_source("simulated:motor").open()
+
+
 def test_a_board_that_dies_is_a_lost_source():
     with make_source("simulated:motor?speed=max") as source:
         os.kill(source.pid, signal.SIGKILL)
@@ -196,6 +213,13 @@ def test_frames_of_other_streams_and_other_shapes_are_counted_and_late_labels_ha
             "wire_lost": 1,
         }
         assert items[2].gap
+
+
+def test_samples_missing_before_the_end_are_counted_as_lost():
+    wire = hello(s1=SCHEMA) + board_sample(1, 0) + encode_control(Control(1, 1, 4, CTRL_END))
+    with talking_line(wire) as path, make_source(f"serial:{path}") as source:
+        assert len(read_all(source)) == 1
+        assert source.counters["wire_lost"] == 3
 
 
 def test_the_stream_can_be_chosen_and_must_exist():

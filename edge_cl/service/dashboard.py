@@ -134,7 +134,7 @@ def _bar(fraction: float, style: str) -> _Fit:
 
 
 def _header(status: Status) -> RenderableType:
-    grid = Table.grid(expand=True)
+    grid = Table.grid(expand=True, padding=(0, 1))
     grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
     grid.add_column(justify="right", no_wrap=True)
     up = (status["updated_s"] or 0) - (status["started_s"] or 0) if status["started_s"] else 0

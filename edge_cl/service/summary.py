@@ -32,7 +32,7 @@ def _facts(result: Summary) -> list[tuple[str, RenderableType]]:
         ("learnt", f"{learnt}, {result.get('consolidations', 0):,} consolidations{took}"),
         (
             "accuracy",
-            percent(result.get("prequential_accuracy")) + Text(" of the last answers, each given before learning"),
+            percent(result.get("prequential_accuracy")) + Text(" of all answers, each given before it was learnt"),
         ),
     ]
     if result.get("test_accuracy") is not None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
 import serialx
 
@@ -135,12 +135,13 @@ class SerialPort:
         return early
 
     def _ask_for_hello(self) -> None:
+        port = self._opened()
         try:
-            self._opened().write(b"\0" + encode_control(Control(0, 0, 0, CTRL_SAY_HELLO)), timeout=_ASK_EVERY_S)
+            port.write(b"\0" + encode_control(Control(0, 0, 0, CTRL_SAY_HELLO)), timeout=_ASK_EVERY_S)
         except TimeoutError:
             pass  # a board that does not listen may still talk
-        except (OSError, serialx.SerialException) as exc:
-            self._lost(exc)
+        except Exception as exc:  # as in _open_port
+            raise self._lost(exc) from exc
 
     def _choose_schema(self, early: list[Event]) -> None:
         for event in early:
@@ -169,10 +170,11 @@ class SerialPort:
         )
 
     def _receive(self, timeout_s: float) -> list[Event]:
+        port = self._opened()
         try:
-            count = self._opened().readinto(self._buffer, timeout=max(0.0, timeout_s))
+            count = port.readinto(self._buffer, timeout=max(0.0, timeout_s))
         except Exception as exc:  # as in _open_port
-            self._lost(exc)
+            raise self._lost(exc) from exc
         return self._decoder.feed(bytes(memoryview(self._buffer)[:count])) if count else []
 
     def _opened(self) -> serialx.BaseSerial:
@@ -180,10 +182,8 @@ class SerialPort:
             raise SourceLost(f"{self._path}: the port is not open")
         return self._port
 
-    def _lost(self, exc: Exception) -> NoReturn:
-        if isinstance(exc, SourceLost):
-            raise exc
-        raise SourceLost(f"{self._path}: the board is gone ({exc})", hint="is it still plugged in?") from exc
+    def _lost(self, exc: Exception) -> SourceLost:
+        return SourceLost(f"{self._path}: the board is gone ({exc})", hint="is it still plugged in?")
 
     def _judge(self, event: Event) -> None:
         if isinstance(event, Hello):

@@ -1,0 +1,53 @@
+# make run     the main job for about a minute: a pretend motor behind a real serial line, learnt live; ends by itself
+# make test    all tests
+# make check   lint, format, types, layers
+# make venv    only the virtual environment; each of the above makes it if it is missing or out of date
+#
+# Variables: PYTHON=path, TORCH_INDEX=URL (see tools/make-venv), SAMPLES=frames and SPEED=times-real-time for `make run`.
+
+# The board sends SAMPLES frames at SPEED times real time and then falls silent: together they make the minute.
+SAMPLES ?= 120000
+SPEED ?= 20
+DEMO := run
+
+export PYTHON TORCH_INDEX
+# `python -m` and not the scripts in .venv/bin: those hold the folder's full path and break when it is moved.
+VENV_PYTHON := .venv/bin/python
+FOR_RUN := .venv/.installed-run
+FOR_DEV := .venv/.installed-dev
+
+# An interpreter that was upgraded away from under .venv makes everything in it out of date.
+ifneq ($(shell $(VENV_PYTHON) -c 'print("works")' 2>/dev/null),works)
+.PHONY: $(FOR_RUN) $(FOR_DEV)
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check venv
+
+help:
+	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
+
+# A fresh start each time. Only a directory that edge-cl made is removed: `.format` is its mark.
+run: $(FOR_RUN)
+	@if [ -e $(DEMO)/.format ]; then rm -rf $(DEMO); fi
+	$(VENV_PYTHON) -m edge_cl run --once --state $(DEMO) --source 'simulated:motor?samples=$(SAMPLES)&speed=$(SPEED)'
+
+test: $(FOR_DEV)
+	@$(VENV_PYTHON) -m pytest
+
+check: $(FOR_DEV)
+	@$(VENV_PYTHON) -m ruff check .
+	@$(VENV_PYTHON) -m ruff format --check .
+	@$(VENV_PYTHON) -m mypy
+	@$(VENV_PYTHON) -m pytest -q tests/test_layers.py
+
+venv: $(FOR_DEV)
+
+$(FOR_RUN): pyproject.toml constraints.txt
+	@tools/make-venv run
+	@touch $@
+
+# What serves for development serves for running, too.
+$(FOR_DEV): pyproject.toml constraints.txt
+	@tools/make-venv dev
+	@touch $(FOR_RUN) $@
