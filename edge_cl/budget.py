@@ -1,6 +1,6 @@
 """The bytes of a learner, planned before the first of them is allocated.
 
-Numbers in, a table out. Knows neither files nor the stream; what the process itself needs for torch is not its business.
+Numbers in, a table out. Knows neither files nor the stream, nor what the process itself needs for torch.
 """
 
 from __future__ import annotations

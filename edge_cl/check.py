@@ -1,6 +1,6 @@
 """`edge-cl check`: memory and latency measured on this machine, with this configuration, against their budgets.
 
-Builds the very learner the daemon would build, on made-up samples or on the state of a real one; changes nothing on disk.
+Builds the very learner that the daemon would build, on made-up samples or a saved state; changes nothing on disk.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def measure(config: Config, *, state: Path | None, source_url: str) -> list[Chec
     return [
         CheckLine("memory", budget.memory_bytes, held, "bytes", "lower replay.samples or model.width"),
         CheckLine("predict p99", budget.predict_ms, predict, "ms", "lower model.width, or raise budget.predict_ms"),
-        CheckLine("step p99", budget.step_ms, step, "ms", "lower replay.per_step or model.width, or raise budget.step_ms"),
+        CheckLine(
+            "step p99", budget.step_ms, step, "ms", "lower replay.per_step or model.width, or raise budget.step_ms"
+        ),
     ]
 
 

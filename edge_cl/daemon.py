@@ -11,7 +11,6 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -288,7 +287,7 @@ class Daemon:
             self._look_at_clocks()
 
     def _test_accuracy(self) -> float | None:
-        """Accuracy of the published snapshot, answered by onnxruntime, on a recording's test split; learnt by nobody."""
+        """Accuracy of the published snapshot, by onnxruntime, on a recording's test split; null without one."""
         current, held_out = self.publisher.shelf.current(), self.source.held_out
         if current is None or held_out is None:
             return None

@@ -1,4 +1,4 @@
-"""What the daemon says of itself: a Status for whoever watches, DIR/status.json for whoever asks later, a Summary at the end.
+"""What the daemon says of itself: a Status for whoever watches, DIR/status.json for later, a Summary at the end.
 
 Reads the parts, changes none of them. Must not decide anything.
 """
@@ -27,7 +27,7 @@ MOST_EXAM_POINTS = 240
 
 @dataclass
 class Report:
-    """The daemon's parts, as its report needs them; `on_status` gets a Status a few times a second and at each event."""
+    """The daemon's parts as its report needs them; `on_status` gets a Status at each event and now and then."""
 
     folder: Path
     url: str
@@ -167,7 +167,7 @@ class Report:
 
     @property
     def learner_bytes(self) -> int:
-        """Bytes held for the learner: what is allocated, and the room that is promised to queue, window and snapshot."""
+        """Bytes held for the learner: what is allocated, and the room promised to queue, window and snapshot."""
         promised = self.planned["queue"] + self.planned["window"] + self.planned["snapshot"]
         return self.learner.nbytes + promised
 

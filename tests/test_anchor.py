@@ -47,7 +47,7 @@ def test_pull_is_the_proximal_step(strength: float) -> None:
 
 
 def test_pull_leaves_theta_at_its_anchor_and_unimportant_parameters_alone() -> None:
-    anchor, _, fisher = anchored()
+    anchor, _, _ = anchored()
     theta = anchor.theta.float()
     pull_all(anchor, theta, 100.0)
     assert torch.equal(theta, anchor.theta.float())

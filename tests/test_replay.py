@@ -23,10 +23,8 @@ def offer(held: Reservoir, labels: np.ndarray, start: int = 0) -> None:
 def test_reservoir_keeps_every_sample_with_equal_probability() -> None:
     """χ² over 3,000 streams of 50 samples through 5 places; a FIFO (trap T-04) would keep the last five only."""
     counts = np.zeros(50)
-    rng_seed = 0
-    for _ in range(3000):
-        held = reservoir(5, policy="reservoir", seed=rng_seed)
-        rng_seed += 1
+    for seed in range(3000):
+        held = reservoir(5, policy="reservoir", seed=seed)
         offer(held, np.zeros(50))
         counts[held.items[:, 0].numpy()] += 1
     expected = 3000 * 5 / 50

@@ -27,7 +27,12 @@ def test_statistics_do_not_depend_on_how_the_stream_is_cut(x: np.ndarray, cuts: 
 
 @pytest.mark.parametrize(
     ("layout", "sample", "output"),
-    [((7,), (7,), (7,)), ((20, 3), (20, 3), (3, 20)), ((9, 8, 1), (9, 8), (1, 9, 8)), ((9, 8, 3), (9, 8, 3), (3, 9, 8))],
+    [
+        ((7,), (7,), (7,)),
+        ((20, 3), (20, 3), (3, 20)),
+        ((9, 8, 1), (9, 8), (1, 9, 8)),
+        ((9, 8, 3), (9, 8, 3), (3, 9, 8)),
+    ],
 )
 def test_channels_come_first_with_zero_mean_and_unit_deviation(
     layout: tuple[int, ...], sample: tuple[int, ...], output: tuple[int, ...]

@@ -68,7 +68,7 @@ class Anchor:
             self.codes.zero_()
 
     def pull(self, theta: Tensor, strength: float) -> None:
-        """One proximal step of strength ηλ on a quarter of θ (P,), in place; each quarter has its turn in four steps."""
+        """One proximal step of strength ηλ on a quarter of θ (P,), in place; each quarter has its turn."""
         if self.scale == 0 or strength == 0:
             return
         part = self._slices[self.turn]

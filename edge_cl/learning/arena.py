@@ -36,7 +36,9 @@ class Arena:
         Raises ValueError if `flat` has another length than the arena.
         """
         if flat.shape != self.flat.shape:
-            raise ValueError(f"flat tensor: must have the arena's {self.flat.numel()} entries (got {tuple(flat.shape)})")
+            raise ValueError(
+                f"flat tensor: must have the arena's {self.flat.numel()} entries (got {tuple(flat.shape)})"
+            )
         views: Parameters = {}
         start = 0
         for name, shape in self.shapes.items():

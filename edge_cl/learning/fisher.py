@@ -14,7 +14,12 @@ CHUNK = 256  # samples a pass: the unfolded patches of a convolution stay within
 
 
 def fisher_diagonal(
-    network: Network, x: Tensor, *, kind: str = "exact", labels: Tensor | None = None, classes: Tensor | None = None,
+    network: Network,
+    x: Tensor,
+    *,
+    kind: str = "exact",
+    labels: Tensor | None = None,
+    classes: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Diagonal of the Fisher information of p(y|x; θ), the mean over samples of squared per-sample gradients, (P,).

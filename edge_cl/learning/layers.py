@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from edge_cl.learning.arena import Parameters
 
@@ -142,7 +142,7 @@ class Conv(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         self.x = x
-        convolve = F.conv1d if len(self.kernel) == 1 else F.conv2d
+        convolve = functional.conv1d if len(self.kernel) == 1 else functional.conv2d
         own = self.own
         return convolve(x, own["weight"], own["bias"], self.stride, self.padding, self.dilation, self.groups)
 
@@ -175,7 +175,7 @@ class Conv(Layer):
         one_axis = len(self.kernel) == 1
         x = self.x.unsqueeze(2) if one_axis else self.x  # a signal is an image of height one
         lead = (1,) if one_axis else ()
-        unfolded = F.unfold(
+        unfolded = functional.unfold(
             x,
             (*lead, *self.kernel),
             dilation=(*lead, *self.dilation),
@@ -264,7 +264,7 @@ class GroupNorm(Layer):
         return (products - mean * bias) * inverse_deviation, bias
 
     def nodes(self, shape: Shape) -> list[Node]:
-        # GroupNormalization's meaning changed between opsets 18 and 21; instance norm over groups is old and everywhere.
+        # GroupNormalization changed its meaning between opsets 18 and 21; instance norm over groups is everywhere.
         ones, zeros = ("float32", (1.0,) * self.groups), ("float32", (0.0,) * self.groups)
         column = (shape[0], *[1] * (len(shape) - 1))
         return [
@@ -300,7 +300,9 @@ class MaxPool(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         self.x = x
-        flat = x.unsqueeze(2) if len(self.size) == 1 else x  # one kernel serves both: a signal is an image of height one
+        flat = (
+            x.unsqueeze(2) if len(self.size) == 1 else x
+        )  # one kernel serves both: a signal is an image of height one
         y, self.indices = aten.max_pool2d_with_indices(flat, self._kernel(), self._kernel())
         result: Tensor = y.squeeze(2) if len(self.size) == 1 else y
         return result

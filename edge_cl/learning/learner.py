@@ -74,7 +74,7 @@ class Learner:
         self.learnt = self.steps = self.consolidations = 0
 
     def predict(self, x: NDArray[Any]) -> NDArray[np.float32]:
-        """Probabilities (B, C) of raw samples x (B, *shape); classes not seen yet have 0, and all have before the first."""
+        """Probabilities (B, C) of raw samples x (B, *shape); classes not seen yet have 0."""
         logits = self._masked(self.network.forward(torch.tensor(x)))
         return logits.softmax(1).nan_to_num_(0.0).numpy()
 
@@ -87,7 +87,8 @@ class Learner:
             raise ValueError(f"y: labels must be in 0 … {len(self.seen) - 1} (got {y.min()} … {y.max()})")
         new, rule = len(y), self.rule
         fresh = self._without_exam(x, y)
-        self.network.standardise.observe(torch.from_numpy(x[fresh]))
+        if fresh.any():
+            self.network.standardise.observe(torch.from_numpy(x[fresh]))
         places = self.replay.draw(rule.replay_per_step)
         logits = self.network.forward(torch.cat([torch.from_numpy(x), self.replay.items[places]]))
         predicted = self._classes(logits[:new])
@@ -142,7 +143,9 @@ class Learner:
 
     def _rehearse(self) -> None:
         """A few passes over the reservoir with a rate that falls to zero, so that the snapshot is taken at rest."""
-        passes = [self.replay.shuffled().split(self.rule.rehearsal_batch) for _ in range(self.rule.rehearsal_passes)]
+        passes = [
+            torch.split(self.replay.shuffled(), self.rule.rehearsal_batch) for _ in range(self.rule.rehearsal_passes)
+        ]
         batches = [places for one_pass in passes for places in one_pass]
         for number, places in enumerate(batches):
             logits = self.network.forward(self.replay.items[places])
@@ -189,7 +192,7 @@ class Learner:
         return arrays, values
 
     def restore(self, arrays: Arrays, values: dict[str, Any]) -> None:
-        """Become the learner whose state this is. Raises ValueError, naming the array, if it is that of another model."""
+        """Become the learner whose state this is. Raises ValueError, naming the array, for another model's."""
         for name, tensor in self._tensors().items():
             if name not in arrays or arrays[name].shape != tuple(tensor.shape):
                 got = arrays[name].shape if name in arrays else "nothing"

@@ -14,10 +14,10 @@ from edge_cl.learning.layers import Node, Shape, reshape
 class Standardise:
     """y = (x - mean) / deviation per channel; raw values of any dtype in, float32 with channels first out.
 
-    `layout` is how one sample lies in memory, channels last: (*positions, C), or (D,) for a plain vector, whose features
+    `layout` is how one sample lies in memory, channels last: (*positions, C), or (D,) for a vector, whose features
     each have their own statistics. Output: (B, C, *positions) or (B, D).
-    Mean and variance are Welford's over every sample observed (batches merged as Chan, Golub & LeVeque 1983), until
-    `MEMORY` samples have been seen; from then on the oldest fade, so that the learner follows a sensor that drifts.
+    Mean and variance are Welford's over every sample observed (Chan, Golub & LeVeque 1983 for whole batches), until
+    `MEMORY` samples have been seen; from then on the oldest fade, so that it follows a sensor that drifts.
 
     >>> layer = Standardise((2,))
     >>> layer.observe(torch.tensor([[0, 10], [2, 30]], dtype=torch.int16))
@@ -65,7 +65,7 @@ class Standardise:
         return y.movedim(-1, 1).contiguous()
 
     def nodes(self, shape: Shape) -> list[Node]:
-        """The ONNX nodes for raw samples of `shape`; the statistics change like weights, so the graph treats them so."""
+        """The ONNX nodes for raw samples of `shape`; the statistics are weights of the graph."""
         channels = self.mean.shape
         nodes = [Node("Sub", {"mean": channels}), Node("Mul", {"inverse_deviation": channels})]
         if shape != self.layout:

@@ -1,0 +1,178 @@
+"""The learner as a whole: it learns, does not forget, never learns the exam, and comes back bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from edge_cl.learning.learner import NOT_SEEN, Learner, Rule
+from edge_cl.learning.model import Network, design
+from edge_cl.learning.replay import Reservoir
+
+SHAPE, CLASSES = (40, 3), 6
+RULE = Rule(rehearsal_passes=3, exam_share=0.0)
+
+
+def make_learner(rule: Rule = RULE, *, replay: int = 60, exam: int = 0, seed: int = 0) -> Learner:
+    network = Network(design("cnn1d", SHAPE, CLASSES, 8), seed=seed)
+    reservoirs = (Reservoir(n, SHAPE, torch.int16, n_classes=CLASSES, seed=seed) for n in (replay, exam))
+    return Learner(network, *reservoirs, rule, seed=seed)
+
+
+def windows(label: int, n: int, seed: int = 0) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
+    """Class c is a sine of frequency c + 1 with random phase, in noise."""
+    rng = np.random.default_rng([label, seed])
+    t = np.arange(SHAPE[0])[None, :, None]
+    phase = rng.uniform(0, 2 * np.pi, (n, 1, SHAPE[1]))
+    x = 300 * np.sin(2 * np.pi * (label + 1) * t / SHAPE[0] + phase) + rng.normal(0, 60, (n, *SHAPE))
+    return x.astype(np.int16), np.full(n, label)
+
+
+def learn_stretch(learner: Learner, label: int, n: int = 600, batch: int = 10) -> None:
+    x, y = windows(label, n)
+    for start in range(0, n, batch):
+        learner.learn(x[start : start + batch], y[start : start + batch])
+
+
+def accuracy(learner: Learner, label: int) -> float:
+    x, y = windows(label, 100, seed=1)
+    return float((learner.predict(x).argmax(1) == y).mean())
+
+
+def test_classes_learnt_one_after_another_are_all_remembered() -> None:
+    learner, forgetful = make_learner(), make_learner(replace(RULE, replay_per_step=0, ewc_lambda=0.0), replay=0)
+    for label in range(4):
+        for one in (learner, forgetful):
+            learn_stretch(one, label)
+            one.consolidate()
+    assert np.mean([accuracy(learner, label) for label in range(4)]) > 0.9
+    assert accuracy(forgetful, 0) < 0.2  # the control: without replay the first class is gone
+
+
+def test_prediction_of_a_step_is_made_before_it_learns() -> None:
+    learner = make_learner()
+    x, y = windows(2, 10)
+    first = learner.learn(x, y)
+    assert (first.predicted == NOT_SEEN).all()  # no class was known
+    expected = learner.predict(windows(0, 10)[0]).argmax(1)
+    second = learner.learn(*windows(0, 10))
+    assert (second.predicted == expected).all()
+    assert (second.predicted == 2).all()  # class 0 was not seen yet, so it cannot be the answer
+    assert first.learnt == second.learnt == 10
+
+
+def test_probabilities_are_only_given_to_classes_seen() -> None:
+    learner = make_learner()
+    assert not learner.predict(windows(0, 3)[0]).any()
+    learn_stretch(learner, 1, 20)
+    learn_stretch(learner, 4, 20)
+    p = learner.predict(windows(0, 3)[0])
+    np.testing.assert_allclose(p.sum(1), 1, rtol=1e-5)
+    assert not p[:, [0, 2, 3, 5]].any()
+
+
+@pytest.mark.parametrize("batch", [1, 3, 10])
+def test_any_batch_size_learns(batch: int) -> None:
+    learner = make_learner()
+    for label in (0, 1):
+        learn_stretch(learner, label, 100 + 50 * batch, batch)
+    assert min(accuracy(learner, 0), accuracy(learner, 1)) > 0.9
+
+
+def test_exam_samples_are_never_learnt() -> None:
+    learner = make_learner(replace(RULE, exam_share=0.3), exam=50)
+    for label in (0, 1):
+        learn_stretch(learner, label)
+    held = {row.tobytes() for row in learner.exam.items[: learner.exam.size].numpy()}
+    learnt = {row.tobytes() for row in learner.replay.items[: learner.replay.size].numpy()}
+    assert len(held) == 50
+    assert not held & learnt
+    assert learner.learnt + int(learner.exam.n_seen.sum()) == 1200
+    assert learner.learnt == int(learner.replay.n_seen.sum())
+    results = learner.examine()
+    assert {label: n for label, (n, _) in results.items()} == {0: 25, 1: 25}
+    assert all(accuracy > 0.9 for _, accuracy in results.values())
+
+
+def test_an_exam_sample_does_not_move_a_weight() -> None:
+    learner = make_learner(replace(RULE, exam_share=1.0), exam=50)
+    before = learner.network.arena.flat.clone()
+    step = learner.learn(*windows(1, 10))
+    assert step.learnt == 0
+    assert np.isnan(step.loss)
+    assert torch.equal(learner.network.arena.flat, before)
+    assert not bool(learner.seen.any())
+
+
+def test_step_is_the_gradient_step_of_the_smoothed_cross_entropy() -> None:
+    """Against autograd, on the first step, when there is nothing to replay and no anchor."""
+    learner, twin = make_learner(), make_learner()
+    x, y = windows(0, 8)
+    y[4:] = 3
+    learner.learn(x, y)
+    twin.network.standardise.observe(torch.from_numpy(x))
+    seen = torch.tensor([0, 3])
+    flat = twin.network.arena.flat.clone().requires_grad_(True)
+    for layer, views in zip(twin.network.layers, twin.network._by_layer(flat), strict=True):
+        layer.own = views
+    logits = twin.network.forward(torch.from_numpy(x))[:, seen]
+    targets = torch.from_numpy((y == 3).astype(np.int64))
+    loss = torch.nn.functional.cross_entropy(logits, targets, label_smoothing=RULE.label_smoothing)
+    (gradient,) = torch.autograd.grad(loss, flat)
+    expected = flat.detach() - RULE.learning_rate * gradient
+    torch.testing.assert_close(learner.network.arena.flat, expected, atol=1e-7, rtol=1e-5)
+
+
+def test_restored_learner_is_the_same_bit_for_bit_from_then_on() -> None:
+    rule = replace(RULE, exam_share=0.1)
+    one = make_learner(rule, exam=20)
+    learn_stretch(one, 0)
+    one.consolidate()
+    learn_stretch(one, 1, 70)
+    arrays, values = one.state()
+    arrays = {name: array.copy() for name, array in arrays.items()}
+    other = make_learner(rule, exam=20, seed=7)
+    other.restore(arrays, values)
+    for learner in (one, other):
+        learn_stretch(learner, 2)
+        learner.consolidate()
+    for name, array in one.state()[0].items():
+        np.testing.assert_array_equal(array, other.state()[0][name], err_msg=name)
+    assert one.state()[1] == other.state()[1]
+
+
+def test_state_of_another_model_is_refused() -> None:
+    arrays, values = make_learner().state()
+    arrays["parameters"] = arrays["parameters"][:-1]
+    with pytest.raises(ValueError, match=r"parameters: must have shape \(\d+,\) \(got \(\d+,\)\)"):
+        make_learner().restore(arrays, values)
+
+
+@pytest.mark.parametrize("label", [-1, CLASSES])
+def test_label_outside_the_outputs_is_refused_and_nothing_moves(label: int) -> None:
+    learner = make_learner()
+    before = learner.network.arena.flat.clone()
+    with pytest.raises(ValueError, match=r"labels must be in 0 … 5"):
+        learner.learn(windows(0, 2)[0], np.array([0, label]))
+    assert torch.equal(learner.network.arena.flat, before)
+    assert learner.replay.size == 0
+
+
+def test_consolidating_nothing_is_harmless() -> None:
+    learner = make_learner()
+    learner.consolidate()
+    assert learner.consolidations == 0
+    assert learner.examine() == {}
+
+
+@pytest.mark.parametrize("ewc_lambda", [0.0, 3.0, 1e12])
+def test_no_lambda_diverges(ewc_lambda: float) -> None:
+    learner = make_learner(replace(RULE, ewc_lambda=ewc_lambda))
+    for label in range(3):
+        learn_stretch(learner, label, 100)
+        learner.consolidate()
+    assert bool(torch.isfinite(learner.network.arena.flat).all())
