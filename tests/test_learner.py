@@ -79,7 +79,7 @@ def test_probabilities_are_only_given_to_classes_seen() -> None:
 def test_any_batch_size_learns(batch: int) -> None:
     learner = make_learner()
     for label in (0, 1):
-        learn_stretch(learner, label, 100 + 50 * batch, batch)
+        learn_stretch(learner, label, 100 + 80 * batch, batch)
     assert min(accuracy(learner, 0), accuracy(learner, 1)) > 0.9
 
 
@@ -91,8 +91,8 @@ def test_exam_samples_are_never_learnt() -> None:
     learnt = {row.tobytes() for row in learner.replay.items[: learner.replay.size].numpy()}
     assert len(held) == 50
     assert not held & learnt
-    assert learner.learnt + int(learner.exam.n_seen.sum()) == 1200
-    assert learner.learnt == int(learner.replay.n_seen.sum())
+    assert learner.learnt + sum(learner.exam.n_seen) == 1200
+    assert learner.learnt == sum(learner.replay.n_seen)
     results = learner.examine()
     assert {label: n for label, (n, _) in results.items()} == {0: 25, 1: 25}
     assert all(accuracy > 0.9 for _, accuracy in results.values())

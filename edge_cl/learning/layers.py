@@ -100,7 +100,7 @@ class Linear(Layer):
 
     def add_gradient(self, delta: Tensor, into: Parameters, alpha: float) -> None:
         into["weight"].addmm_(delta.t(), self.x, alpha=alpha)  # δᵀ x
-        into["bias"].add_(delta.sum(0), alpha=alpha)
+        into["bias"].addmv_(delta.t(), delta.new_ones(len(delta)), alpha=alpha)
 
     def add_squares(self, delta: Tensor, into: Parameters) -> None:
         # A sample's gradient is the outer product δ xᵀ, so its square is δ² (x²)ᵀ and the sum is one matrix product.

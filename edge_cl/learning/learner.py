@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from edge_cl.learning.anchor import Anchor
 from edge_cl.learning.fisher import fisher_diagonal
@@ -72,6 +73,7 @@ class Learner:
         self.seen = torch.zeros(network.blueprint.n_outputs, dtype=torch.bool)
         self.rng = np.random.default_rng(seed)
         self.learnt = self.steps = self.consolidations = 0
+        self._refresh_targets()
 
     def predict(self, x: NDArray[Any]) -> NDArray[np.float32]:
         """Probabilities (B, C) of raw samples x (B, *shape); classes not seen yet have 0."""
@@ -85,27 +87,26 @@ class Learner:
         """
         if len(y) and not (y.min() >= 0 and y.max() < len(self.seen)):
             raise ValueError(f"y: labels must be in 0 … {len(self.seen) - 1} (got {y.min()} … {y.max()})")
-        new, rule = len(y), self.rule
-        fresh = self._without_exam(x, y)
-        if fresh.any():
-            self.network.standardise.observe(torch.from_numpy(x[fresh]))
+        rule, network = self.rule, self.network
+        x, y, n_exam, back = self._set_exam_aside(x, y)
+        new = torch.from_numpy(x)
         places = self.replay.draw(rule.replay_per_step)
-        logits = self.network.forward(torch.cat([torch.from_numpy(x), self.replay.items[places]]))
-        predicted = self._classes(logits[:new])
-        if not fresh.any():
+        batch = torch.cat([new, self.replay.items.index_select(0, places)])
+        logits = network.forward(batch, observe=slice(n_exam, len(y)) if n_exam < len(y) else None)
+        predicted = self._classes(logits[: len(y)])[back]
+        if n_exam == len(y):
             return Step(predicted, float("nan"), 0)
 
-        self.seen[torch.from_numpy(y[fresh])] = True
-        labels = torch.cat([torch.from_numpy(y), self.replay.labels[places].long()])
-        weight = torch.cat([torch.from_numpy(fresh), torch.ones(len(places), dtype=torch.bool)])
-        delta, loss = self._loss_gradient(logits, labels, weight)
-        self.network.descend(delta, rule.learning_rate)
-        self.anchor.pull(self.network.arena.flat, rule.learning_rate * rule.ewc_lambda)
-        self.replay.offer(torch.from_numpy(x[fresh]), y[fresh])
+        labels = torch.cat([torch.from_numpy(y), self.replay.labels.index_select(0, places)])
+        self._see(y[n_exam:])
+        delta, loss = self._loss_gradient(logits, labels, skip=n_exam)
+        network.descend(delta, rule.learning_rate / (len(labels) - n_exam))
+        self.anchor.pull(network.arena.flat, rule.learning_rate * rule.ewc_lambda)
+        self.replay.offer(new[n_exam:], y[n_exam:])
 
         self.steps += 1
-        self.learnt += int(fresh.sum())
-        return Step(predicted, loss, int(fresh.sum()))
+        self.learnt += len(y) - n_exam
+        return Step(predicted, loss, len(y) - n_exam)
 
     def consolidate(self) -> None:
         """Make what was learnt last: rehearse the reservoir, measure the Fisher over it, move the anchor.
@@ -128,18 +129,17 @@ class Learner:
         right = self._classes(self.network.forward(self.exam.items[: self.exam.size])) == labels
         return {int(c): (int((labels == c).sum()), float(right[labels == c].mean())) for c in np.unique(labels)}
 
-    def _loss_gradient(self, logits: Tensor, labels: Tensor, learn: Tensor) -> tuple[Tensor, float]:
-        """∂loss/∂logits (B, C) and the loss: the mean cross-entropy with smoothed targets of the rows in `learn` (B,).
+    def _loss_gradient(self, logits: Tensor, labels: Tensor, *, skip: int = 0) -> tuple[Tensor, float]:
+        """Σ-loss gradient ∂/∂logits (B, C) and mean loss of cross-entropy with smoothed targets; `skip` first rows are 0.
 
-        ∂loss/∂logits = (p - (1 - ε) onehot(y) - ε / |seen|) / B over the classes seen. Szegedy et al. 2016.
+        ∂/∂logits = p - (1 - ε) onehot(y) - ε / |seen|, over the classes seen. Szegedy et al. 2016.
         """
         log_p = self._masked(logits).log_softmax(1)
-        rows, n = torch.arange(len(labels)), int(learn.sum())
-        smoothing = self.rule.label_smoothing
-        delta = log_p.exp() - self.seen * (smoothing / int(self.seen.sum()))
-        delta[rows, labels] -= 1 - smoothing
-        picked = log_p[rows, labels]
-        return delta.mul_(learn.unsqueeze(1) / n), -float(picked[learn].sum()) / n
+        loss = functional.nll_loss(log_p[skip:], labels[skip:])
+        delta = log_p.exp_().sub_(self._targets.index_select(0, labels))
+        if skip:
+            delta[:skip] = 0.0
+        return delta, float(loss)
 
     def _rehearse(self) -> None:
         """A few passes over the reservoir with a rate that falls to zero, so that the snapshot is taken at rest."""
@@ -149,24 +149,43 @@ class Learner:
         batches = [places for one_pass in passes for places in one_pass]
         for number, places in enumerate(batches):
             logits = self.network.forward(self.replay.items[places])
-            everything = torch.ones(len(places), dtype=torch.bool)
-            delta, _ = self._loss_gradient(logits, self.replay.labels[places].long(), everything)
-            self.network.descend(delta, self.rule.learning_rate * (1 - number / len(batches)))
+            delta, _ = self._loss_gradient(logits, self.replay.labels[places].long())
+            self.network.descend(delta, self.rule.learning_rate * (1 - number / len(batches)) / len(places))
 
-    def _without_exam(self, x: NDArray[Any], y: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which of the samples are to be learnt (B,); the others were given to the exam."""
+    def _set_exam_aside(
+        self, x: NDArray[Any], y: NDArray[np.int64]
+    ) -> tuple[NDArray[Any], NDArray[np.int64], int, NDArray[np.int64] | slice]:
+        """Give a share of the samples to the exam; returns them first, how many they are, and the way back."""
+        everything = slice(None)
         if self.exam.capacity == 0 or self.rule.exam_share == 0:
-            return np.ones(len(y), dtype=np.bool_)
-        fresh = self.rng.random(len(y)) >= self.rule.exam_share
-        self.exam.offer(torch.from_numpy(x[~fresh]), y[~fresh])
-        return fresh
+            return x, y, 0, everything
+        examined = self.rng.random(len(y)) < self.rule.exam_share
+        if not examined.any():
+            return x, y, 0, everything
+        self.exam.offer(torch.from_numpy(x[examined]), y[examined])
+        order = np.argsort(~examined, kind="stable")
+        return x[order], y[order], int(examined.sum()), np.argsort(order)
+
+    def _see(self, y: NDArray[np.int64]) -> None:
+        """Let the classes of y take part in losses and predictions from now on."""
+        if not self._seen.issuperset(y.tolist()):
+            self.seen[torch.from_numpy(y)] = True
+            self._refresh_targets()
+
+    def _refresh_targets(self) -> None:
+        """Derive from `seen` what each step needs of it."""
+        self._seen = set(torch.nonzero(self.seen).flatten().tolist())
+        self._unseen = torch.where(self.seen, 0.0, -torch.inf)
+        smoothing = self.rule.label_smoothing
+        spread = self.seen * (smoothing / max(1, len(self._seen)))
+        self._targets = torch.eye(len(self.seen)) * (1 - smoothing) + spread  # row c: the target of class c
 
     def _masked(self, logits: Tensor) -> Tensor:
         """Logits with the classes not seen yet at -∞: they take no part in the loss, the Fisher or a prediction."""
-        return logits.masked_fill(~self.seen, -torch.inf)
+        return logits + self._unseen
 
     def _classes(self, logits: Tensor) -> NDArray[np.int64]:
-        if not bool(self.seen.any()):
+        if not self._seen:
             return np.full(len(logits), NOT_SEEN, dtype=np.int64)
         classes: NDArray[np.int64] = self._masked(logits).argmax(1).numpy()
         return classes
@@ -202,8 +221,9 @@ class Learner:
         self.learnt, self.steps, self.consolidations, self.network.standardise.seen = values["counts"]
         self.anchor.scale, self.anchor.evidence, self.anchor.turn = values["anchor"]
         self.network.standardise.refresh()
+        self._refresh_targets()
         for name, reservoir in (("replay", self.replay), ("exam", self.exam)):
-            held = {key: arrays[f"{name}.{key}"] for key in ("items", "labels", "n_seen")}
+            held = {key: arrays[f"{name}.{key}"] for key in ("items", "labels")}
             reservoir.restore(held, values[name])
 
     def _tensors(self) -> dict[str, Tensor]:

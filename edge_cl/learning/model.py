@@ -82,9 +82,9 @@ class Network:
             layer.own = own
             layer.initialise(generator)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, C) of raw samples x (B, *shape)."""
-        h = self.standardise.forward(x)
+    def forward(self, x: Tensor, observe: slice | None = None) -> Tensor:
+        """Logits (B, C) of raw samples x (B, *shape); the rows `observe` are taken into the input statistics."""
+        h = self.standardise.forward(x, observe)
         for layer in self.layers:
             h = layer.forward(h)
         return h

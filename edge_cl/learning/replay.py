@@ -46,8 +46,8 @@ class Reservoir:
         self.items = torch.zeros(capacity, *shape, dtype=dtype)
         self.labels = torch.zeros(capacity, dtype=torch.int16)
         self.size = 0
-        self.n_seen = np.zeros(n_classes, dtype=np.int64)  # samples offered, by class
-        self.n_held = np.zeros(n_classes, dtype=np.int64)
+        self.n_seen = [0] * n_classes  # samples offered, by class
+        self.n_held = [0] * n_classes
         self.rng = np.random.default_rng(seed)
 
     @property
@@ -70,46 +70,52 @@ class Reservoir:
 
     def offer(self, x: Tensor, y: NDArray[np.int64]) -> None:
         """Show it the samples x (B, *shape) with labels y (B,), in order; the policy decides what each replaces."""
-        for row, label in enumerate(y.tolist()):
+        taken: dict[int, int] = {}  # place → row; a later row replaces an earlier one that took the same place
+        labels = y.tolist()
+        for row, (label, chance) in enumerate(zip(labels, self.rng.random(len(labels)).tolist(), strict=True)):
             self.n_seen[label] += 1
-            place = self._place_for(label)
+            place = self._place_for(label, chance)
             if place is not None:
-                self._put(place, x[row], label)
+                self._hold(place, label)
+                taken[place] = row
+        if taken:
+            places, rows = torch.tensor([*taken]), torch.tensor([*taken.values()])
+            self.items.index_copy_(0, places, x.index_select(0, rows))
 
-    def _place_for(self, label: int) -> int | None:
+    def _place_for(self, label: int, chance: float) -> int | None:
+        """Where a sample of that class goes, None if nowhere; `chance` is uniform in [0, 1)."""
         if self.size < self.capacity:
             return self.size
         if self.capacity == 0:
             return None
         if self.policy == "reservoir":
-            place = int(self.rng.integers(0, self.n_seen.sum()))
+            place = int(chance * sum(self.n_seen))
             return place if place < self.capacity else None
-        if self.n_held[label] < self.n_held.max():
-            return self._random_place(int(self.n_held.argmax()))
-        if self.rng.random() * self.n_seen[label] < self.n_held[label]:
-            return self._random_place(label)
-        return None
+        most = max(self.n_held)
+        if self.n_held[label] < most:
+            return self._random_place(self.n_held.index(most))
+        return self._random_place(label) if chance * self.n_seen[label] < self.n_held[label] else None
 
     def _random_place(self, label: int) -> int:
         return int(self.rng.choice(np.flatnonzero(self.labels.numpy() == label)))
 
-    def _put(self, place: int, item: Tensor, label: int) -> None:
+    def _hold(self, place: int, label: int) -> None:
+        labels = self.labels.numpy()
         if place < self.size:
-            self.n_held[int(self.labels[place])] -= 1
+            self.n_held[int(labels[place])] -= 1
         self.size = max(self.size, place + 1)
         self.n_held[label] += 1
-        self.items[place] = item
-        self.labels[place] = label
+        labels[place] = label
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Arrays and plain values from which `restore` makes the same reservoir."""
         arrays = {"items": self.items[: self.size].numpy(), "labels": self.labels[: self.size].numpy()}
-        return {**arrays, "n_seen": self.n_seen}, {"rng": self.rng.bit_generator.state}
+        return arrays, {"rng": self.rng.bit_generator.state, "n_seen": list(self.n_seen)}
 
     def restore(self, arrays: dict[str, NDArray[Any]], values: dict[str, Any]) -> None:
         """Take over a state; of one with more samples than fit, a random choice is kept (the budget was lowered)."""
         self.rng.bit_generator.state = values["rng"]
-        self.n_seen[:] = arrays["n_seen"]
+        self.n_seen = list(values["n_seen"])
         items, labels = arrays["items"], arrays["labels"]
         if len(items) > self.capacity:
             keep = self.rng.permutation(len(items))[: self.capacity]
@@ -117,7 +123,7 @@ class Reservoir:
         self.size = len(items)
         self.items[: self.size] = torch.from_numpy(items)
         self.labels[: self.size] = torch.from_numpy(labels)
-        self.n_held[:] = np.bincount(labels, minlength=len(self.n_held))
+        self.n_held = np.bincount(labels, minlength=len(self.n_held)).tolist()
 
 
 def bytes_per_sample(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:

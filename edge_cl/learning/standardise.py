@@ -10,6 +10,8 @@ from torch import Tensor
 
 from edge_cl.learning.layers import Node, Shape, reshape
 
+FEW_CHANNELS = 16
+
 
 class Standardise:
     """y = (x - mean) / deviation per channel; raw values of any dtype in, float32 with channels first out.
@@ -42,27 +44,46 @@ class Standardise:
 
     def observe(self, x: Tensor) -> None:
         """Take the samples x (B, ...) into the statistics."""
-        rows = x.to(torch.float32).reshape(-1, self.layout[-1])
-        weight = len(x) / min(self.seen + len(x), self.MEMORY)
-        variance, mean = torch.var_mean(rows, 0, correction=0)
-        difference = mean - self.mean
-        self.variance.lerp_(variance, weight).addcmul_(difference, difference, value=weight * (1 - weight))
-        self.mean.add_(difference, alpha=weight)
-        self.seen += len(x)
-        self.refresh()
+        self._merge(x.to(torch.float32).reshape(-1, *self.layout).sub_(self.mean))
 
     def refresh(self) -> None:
         """Derive the factor of the forward pass from the statistics, after they changed or were restored."""
-        floor = self.FLOOR * (1 + self.mean.abs())
+        floor = (self.mean.abs() + 1).mul_(self.FLOOR)
         deviation = self.variance.sqrt()
-        self.inverse_deviation.copy_((deviation > floor) / deviation.clamp_min(floor))
+        self.inverse_deviation.copy_((deviation > floor) / deviation.clamp_min_(floor))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Standardise the raw samples x (B, ...)."""
-        y = x.to(torch.float32).reshape(-1, *self.layout).sub(self.mean).mul_(self.inverse_deviation)
+    def forward(self, x: Tensor, learn: slice | None = None) -> Tensor:
+        """Standardise the raw samples x (B, ...); those of the rows `learn` are taken into the statistics behind it.
+
+        Only the very first samples are observed before they are standardised: there is nothing to go by yet.
+        """
+        raw = x.to(torch.float32).reshape(-1, *self.layout)
+        if learn is not None and self.seen == 0:
+            self._merge(raw[learn] - self.mean)
+            learn = None
+        centred = raw.sub_(self.mean) if raw.data_ptr() != x.data_ptr() else raw.sub(self.mean)
+        y = centred.mul(self.inverse_deviation)
+        if learn is not None:
+            self._merge(centred[learn])
         if self.layout[-1] == 1 or len(self.layout) == 1:  # nothing to move, and clean strides for the convolution
             return y.view(-1, *self.output_shape)
         return y.movedim(-1, 1).contiguous()
+
+    def _merge(self, centred: Tensor) -> None:
+        """Merge samples (B, *layout) from which the mean was already taken: sums of small numbers lose no digits."""
+        n, C = len(centred), self.layout[-1]
+        rows = centred.reshape(-1, C)
+        weight = n / min(self.seen + n, self.MEMORY)
+        if len(self.layout) == 1 or C > FEW_CHANNELS:
+            squares = rows.square().sum(0)
+        else:  # a product of a tall thin matrix with itself: BLAS is ten times faster than a strided sum
+            squares = (rows.t() @ rows).diagonal()
+        shift = rows.t().mv(rows.new_ones(len(rows))).div_(len(rows))
+        variance = (squares / len(rows)).sub_(shift.square()).clamp_min_(0.0)
+        self.variance.lerp_(variance, weight).addcmul_(shift, shift, value=weight * (1 - weight))
+        self.mean.add_(shift, alpha=weight)
+        self.seen += n
+        self.refresh()
 
     def nodes(self, shape: Shape) -> list[Node]:
         """The ONNX nodes for raw samples of `shape`; the statistics are weights of the graph."""
