@@ -106,16 +106,15 @@ def plan_of(config: Config, task: Task, blueprint: Blueprint) -> Plan:
 def make_learner(config: Config, task: Task, blueprint: Blueprint, planned: Plan, *, seed: int) -> Learner:
     """Allocate what was planned."""
     torch.set_num_threads(config.learning.threads)
-    dtype = torch.from_numpy(np.empty(0, task.dtype)).dtype
     replay = Reservoir(
         planned.replay_samples,
         task.shape,
-        dtype,
+        task.dtype,
         n_classes=task.n_outputs,
         policy=config.replay.policy,
         seed=seed,
     )
-    exam = Reservoir(planned.exam_samples, task.shape, dtype, n_classes=task.n_outputs, seed=seed + 1)
+    exam = Reservoir(planned.exam_samples, task.shape, task.dtype, n_classes=task.n_outputs, seed=seed + 1)
     return Learner(Network(blueprint, seed=seed), replay, exam, rule_of(config), seed=seed + 2)
 
 

@@ -84,7 +84,7 @@ class Publisher:
         """Half real samples, half random ones over the whole range the sensor has shown."""
         learner = self._learner
         source = learner.exam if learner.exam.size else learner.replay
-        real = source.items[: min(source.size, PROBES // 2)].numpy()
+        real = source.items[: min(source.size, PROBES // 2)]
         low, high = float(real.min(initial=0)), float(real.max(initial=1))
         drawn = np.random.default_rng(PROBE_SEED).uniform(low, high, (PROBES // 2, *self._task.shape))
         return np.concatenate([real, drawn.astype(self._task.dtype)])

@@ -19,7 +19,7 @@ RULE = Rule(rehearsal_passes=3, exam_share=0.0)
 
 def make_learner(rule: Rule = RULE, *, replay: int = 60, exam: int = 0, seed: int = 0) -> Learner:
     network = Network(design("cnn1d", SHAPE, CLASSES, 8), seed=seed)
-    reservoirs = (Reservoir(n, SHAPE, torch.int16, n_classes=CLASSES, seed=seed) for n in (replay, exam))
+    reservoirs = (Reservoir(n, SHAPE, np.dtype(np.int16), n_classes=CLASSES, seed=seed) for n in (replay, exam))
     return Learner(network, *reservoirs, rule, seed=seed)
 
 
@@ -87,8 +87,8 @@ def test_exam_samples_are_never_learnt() -> None:
     learner = make_learner(replace(RULE, exam_share=0.3), exam=50)
     for label in (0, 1):
         learn_stretch(learner, label)
-    held = {row.tobytes() for row in learner.exam.items[: learner.exam.size].numpy()}
-    learnt = {row.tobytes() for row in learner.replay.items[: learner.replay.size].numpy()}
+    held = {row.tobytes() for row in learner.exam.items[: learner.exam.size]}
+    learnt = {row.tobytes() for row in learner.replay.items[: learner.replay.size]}
     assert len(held) == 50
     assert not held & learnt
     assert learner.learnt + sum(learner.exam.n_seen) == 1200

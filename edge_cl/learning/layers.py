@@ -20,6 +20,9 @@ from edge_cl.learning.arena import Parameters
 
 aten = torch.ops.aten
 
+HAS_ONEDNN = bool(torch._C._has_mkldnn)
+LARGE = 100_000  # weights from which oneDNN's product beats MKL's, by a third for 784 x 256 on AVX-512
+
 Shape = tuple[int, ...]  # of one sample, without the batch
 
 
@@ -93,7 +96,11 @@ class Linear(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         self.x = x
-        return torch.addmm(self.own["bias"], x, self.own["weight"].t())
+        weight, bias = self.own["weight"], self.own["bias"]
+        if weight.numel() >= LARGE and x.device.type == "cpu" and HAS_ONEDNN:
+            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+            return y
+        return torch.addmm(bias, x, weight.t())
 
     def upstream(self, delta: Tensor) -> Tensor:
         return delta @ self.own["weight"]

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from edge_cl.learning.anchor import Anchor
 from edge_cl.learning.fisher import fisher_diagonal
 from edge_cl.learning.model import Network
 from edge_cl.learning.replay import Reservoir
 
+SETTLED = 1000  # samples; from here on one batch moves an input statistic by less than a hundredth
 NOT_SEEN = -1  # predicted while no class has been seen yet
 
 Arrays = dict[str, NDArray[Any]]
@@ -43,14 +43,17 @@ class Rule:
 
 @dataclass(frozen=True)
 class Step:
-    """What a step did: the classes predicted before it learnt (B,), its mean loss, and how many samples it learnt.
-
-    The others went to the exam; with none learnt the loss is NaN.
-    """
+    """What a step did: the classes predicted before it learnt (B,), and how many samples it learnt."""
 
     predicted: NDArray[np.int64]
-    loss: float
     learnt: int
+    p: Tensor  # (n, C) probabilities before the step, of the samples learnt and of those replayed beside them
+    labels: Tensor  # (n,)
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy before the step, NaN if nothing was learnt; only worked out when asked for."""
+        return -float(self.p[torch.arange(len(self.labels)), self.labels].log().mean())
 
 
 class Learner:
@@ -77,8 +80,8 @@ class Learner:
 
     def predict(self, x: NDArray[Any]) -> NDArray[np.float32]:
         """Probabilities (B, C) of raw samples x (B, *shape); classes not seen yet have 0."""
-        logits = self._masked(self.network.forward(torch.tensor(x)))
-        return logits.softmax(1).nan_to_num_(0.0).numpy()
+        p = self._probabilities(self.network.forward(torch.tensor(x)))
+        return p.nan_to_num_(0.0).numpy()
 
     def learn(self, x: NDArray[Any], y: NDArray[np.int64]) -> Step:
         """One step on labelled samples; a share of them goes to the exam instead and is never learnt from.
@@ -89,24 +92,24 @@ class Learner:
             raise ValueError(f"y: labels must be in 0 … {len(self.seen) - 1} (got {y.min()} … {y.max()})")
         rule, network = self.rule, self.network
         x, y, n_exam, back = self._set_exam_aside(x, y)
-        new = torch.from_numpy(x)
+        n = len(y)
         places = self.replay.draw(rule.replay_per_step)
-        batch = torch.cat([new, self.replay.items.index_select(0, places)])
-        logits = network.forward(batch, observe=slice(n_exam, len(y)) if n_exam < len(y) else None)
-        predicted = self._classes(logits[: len(y)])[back]
-        if n_exam == len(y):
-            return Step(predicted, float("nan"), 0)
+        batch = torch.from_numpy(np.concatenate([x, self.replay.items[places]]))
+        labels = torch.from_numpy(np.concatenate([y, self.replay.labels[places]]))
+        logits = network.forward(batch, observe=slice(n_exam, n) if n_exam < n and self._observes() else None)
+        predicted = self._classes(logits[:n])[back]
+        if n_exam == n:
+            return Step(predicted, 0, logits[:0], labels[:0])
 
-        labels = torch.cat([torch.from_numpy(y), self.replay.labels.index_select(0, places)])
         self._see(y[n_exam:])
-        delta, loss = self._loss_gradient(logits, labels, skip=n_exam)
-        network.descend(delta, rule.learning_rate / (len(labels) - n_exam))
+        p = self._probabilities(logits)
+        network.descend(self._loss_gradient(p, labels, skip=n_exam), rule.learning_rate / (len(labels) - n_exam))
         self.anchor.pull(network.arena.flat, rule.learning_rate * rule.ewc_lambda)
-        self.replay.offer(new[n_exam:], y[n_exam:])
+        self.replay.offer(x[n_exam:], y[n_exam:])
 
         self.steps += 1
-        self.learnt += len(y) - n_exam
-        return Step(predicted, loss, len(y) - n_exam)
+        self.learnt += n - n_exam
+        return Step(predicted, n - n_exam, p[n_exam:], labels[n_exam:])
 
     def consolidate(self) -> None:
         """Make what was learnt last: rehearse the reservoir, measure the Fisher over it, move the anchor.
@@ -117,7 +120,8 @@ class Learner:
             return
         self._rehearse()
         places = self.replay.shuffled()[: self.rule.fisher_samples]
-        fisher = fisher_diagonal(self.network, self.replay.items[places], classes=self.seen)
+        x = torch.from_numpy(self.replay.items[places])
+        fisher = fisher_diagonal(self.network, x, classes=self.seen)
         self.anchor.consolidate(self.network.arena.flat, fisher, self.rule.gamma)
         self.consolidations += 1
 
@@ -125,31 +129,28 @@ class Learner:
         """Samples and accuracy of each class in the exam reservoir, whose samples are never learnt from."""
         if self.exam.size == 0:
             return {}
-        labels = self.exam.labels[: self.exam.size].numpy()
-        right = self._classes(self.network.forward(self.exam.items[: self.exam.size])) == labels
+        labels = self.exam.labels[: self.exam.size]
+        right = self._classes(self.network.forward(torch.from_numpy(self.exam.items[: self.exam.size]))) == labels
         return {int(c): (int((labels == c).sum()), float(right[labels == c].mean())) for c in np.unique(labels)}
 
-    def _loss_gradient(self, logits: Tensor, labels: Tensor, *, skip: int = 0) -> tuple[Tensor, float]:
-        """Σ-loss gradient ∂/∂logits (B, C) and mean loss of cross-entropy with smoothed targets; `skip` first rows are 0.
+    def _loss_gradient(self, p: Tensor, labels: Tensor, *, skip: int = 0) -> Tensor:
+        """∂/∂logits (B, C) of the summed cross-entropy with smoothed targets; the first `skip` rows are 0.
 
-        ∂/∂logits = p - (1 - ε) onehot(y) - ε / |seen|, over the classes seen. Szegedy et al. 2016.
+        p - (1 - ε) onehot(y) - ε / |seen|, over the classes seen. Szegedy et al. 2016.
         """
-        log_p = self._masked(logits).log_softmax(1)
-        loss = functional.nll_loss(log_p[skip:], labels[skip:])
-        delta = log_p.exp_().sub_(self._targets.index_select(0, labels))
+        delta = p - self._targets.index_select(0, labels)
         if skip:
             delta[:skip] = 0.0
-        return delta, float(loss)
+        return delta
 
     def _rehearse(self) -> None:
         """A few passes over the reservoir with a rate that falls to zero, so that the snapshot is taken at rest."""
-        passes = [
-            torch.split(self.replay.shuffled(), self.rule.rehearsal_batch) for _ in range(self.rule.rehearsal_passes)
-        ]
-        batches = [places for one_pass in passes for places in one_pass]
+        size, cut = self.replay.size, range(0, self.replay.size, self.rule.rehearsal_batch)
+        passes = [self.replay.shuffled() for _ in range(self.rule.rehearsal_passes)]
+        batches = [one[start : min(start + self.rule.rehearsal_batch, size)] for one in passes for start in cut]
         for number, places in enumerate(batches):
-            logits = self.network.forward(self.replay.items[places])
-            delta, _ = self._loss_gradient(logits, self.replay.labels[places].long())
+            p = self._probabilities(self.network.forward(torch.from_numpy(self.replay.items[places])))
+            delta = self._loss_gradient(p, torch.from_numpy(self.replay.labels[places]).long())
             self.network.descend(delta, self.rule.learning_rate * (1 - number / len(batches)) / len(places))
 
     def _set_exam_aside(
@@ -162,9 +163,13 @@ class Learner:
         examined = self.rng.random(len(y)) < self.rule.exam_share
         if not examined.any():
             return x, y, 0, everything
-        self.exam.offer(torch.from_numpy(x[examined]), y[examined])
+        self.exam.offer(x[examined], y[examined])
         order = np.argsort(~examined, kind="stable")
         return x[order], y[order], int(examined.sum()), np.argsort(order)
+
+    def _observes(self) -> bool:
+        """Whether this step takes its samples into the input statistics: once they have settled, one step in eight."""
+        return self.network.standardise.seen < SETTLED or self.steps % 8 == 0
 
     def _see(self, y: NDArray[np.int64]) -> None:
         """Let the classes of y take part in losses and predictions from now on."""
@@ -180,14 +185,14 @@ class Learner:
         spread = self.seen * (smoothing / max(1, len(self._seen)))
         self._targets = torch.eye(len(self.seen)) * (1 - smoothing) + spread  # row c: the target of class c
 
-    def _masked(self, logits: Tensor) -> Tensor:
-        """Logits with the classes not seen yet at -∞: they take no part in the loss, the Fisher or a prediction."""
-        return logits + self._unseen
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        """Softmax over the classes seen; the others take no part in a loss, a Fisher or a prediction."""
+        return (logits + self._unseen).softmax(1)
 
     def _classes(self, logits: Tensor) -> NDArray[np.int64]:
         if not self._seen:
             return np.full(len(logits), NOT_SEEN, dtype=np.int64)
-        classes: NDArray[np.int64] = self._masked(logits).argmax(1).numpy()
+        classes: NDArray[np.int64] = (logits + self._unseen).argmax(1).numpy()
         return classes
 
     @property

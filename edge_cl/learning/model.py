@@ -19,6 +19,7 @@ from edge_cl.learning.standardise import Standardise
 
 MOST_CHANNELS = 16  # of a window: (128, 9) is a signal of nine channels, (28, 28) an image
 SHORTEST_SIGNAL = 64  # (1024,) is a signal of one channel, (8,) a vector of features
+KERNEL, KERNEL_STRIDE = 25, 4  # of a signal's filters, in rows
 GROUPS = 4  # of a GroupNorm: few enough that the level of a channel against its neighbours is kept
 
 
@@ -76,6 +77,7 @@ class Network:
         self.blueprint = blueprint
         self.standardise = Standardise(blueprint.layout)
         self.layers = blueprint.layers
+        self._first = next(index for index, layer in enumerate(self.layers) if layer.shapes)
         self.arena = Arena(blueprint.parameter_shapes)
         generator = torch.Generator().manual_seed(seed)
         for layer, own in zip(self.layers, self._by_layer(self.arena.flat), strict=True):
@@ -107,9 +109,10 @@ class Network:
         self._backward(delta, lambda layer, index, d: layer.add_squares(d, views[index]))
 
     def _backward(self, delta: Tensor, visit: Callable[[Layer, int, Tensor], None]) -> None:
-        for index in range(len(self.layers) - 1, -1, -1):
+        for index in range(len(self.layers) - 1, self._first - 1, -1):
             layer = self.layers[index]
-            upstream = layer.upstream(delta) if index else delta  # before the visit, which may move the parameters
+            # Before the visit, which may move the parameters; below the first layer with parameters nobody asks.
+            upstream = layer.upstream(delta) if index > self._first else delta
             visit(layer, index, delta)
             delta = upstream
 
@@ -149,19 +152,19 @@ def mlp(shape: Shape, n_outputs: int, width: int) -> Blueprint:
 
 
 def cnn1d(shape: Shape, n_outputs: int, width: int) -> Blueprint:
-    """Three strided convolutions over time, averaged over time; samples (L,) or (L, C).
+    """One wide convolution, a bank of 4 x width learnt filters, and their mean response over time; (L,) or (L, C).
 
-    The norm stands behind the ReLU, where it also fixes the scale of what the average sees.
+    On UCI HAR with unseen subjects (4 folds of the training subjects, two seeds each) one wide layer came out ahead of
+    two and three narrower ones. The norm stands behind the ReLU and takes all filters together: what is kept of a
+    window is the shape of its spectrum, not its loudness.
     """
     if len(shape) > 2:
         raise ValueError(f"model.kind: cnn1d takes samples of shape (length,) or (length, channels) (got {shape})")
-    layout = shape if len(shape) == 2 else (*shape, 1)
-    channels = layout[1]
-    layers: list[Layer] = []
-    for outputs, kernel in ((width, 9), (2 * width, 5), (2 * width, 5)):
-        layers += [Conv(channels, outputs, [kernel], stride=2, padding=kernel // 2), ReLU(), GroupNorm(outputs, GROUPS)]
-        channels = outputs
-    return Blueprint("cnn1d", shape, layout, [*layers, GlobalAveragePool(), Linear(channels, n_outputs)])
+    length, channels = shape if len(shape) == 2 else (*shape, 1)
+    filters = 4 * width
+    convolution = Conv(channels, filters, [KERNEL], stride=KERNEL_STRIDE, padding=KERNEL // 2)
+    layers = [convolution, ReLU(), GroupNorm(filters, 1), GlobalAveragePool(), Linear(filters, n_outputs)]
+    return Blueprint("cnn1d", shape, (length, channels), layers)
 
 
 def cnn2d(shape: Shape, n_outputs: int, width: int) -> Blueprint:

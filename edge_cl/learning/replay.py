@@ -9,9 +9,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 POLICIES = ("balanced", "reservoir")
 LABEL_BYTES = 2
@@ -32,7 +30,7 @@ class Reservoir:
         self,
         capacity: int,
         shape: tuple[int, ...],
-        dtype: torch.dtype,
+        dtype: np.dtype[Any],
         *,
         n_classes: int,
         policy: str = "balanced",
@@ -43,8 +41,8 @@ class Reservoir:
         if capacity < 0:
             raise ValueError(f"capacity: must be at least 0 (got {capacity})")
         self.policy = policy
-        self.items = torch.zeros(capacity, *shape, dtype=dtype)
-        self.labels = torch.zeros(capacity, dtype=torch.int16)
+        self.items = np.zeros((capacity, *shape), dtype=dtype)
+        self.labels = np.zeros(capacity, dtype=np.int16)
         self.size = 0
         self.n_seen = [0] * n_classes  # samples offered, by class
         self.n_held = [0] * n_classes
@@ -58,32 +56,27 @@ class Reservoir:
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in (self.items, self.labels))
+        return self.items.nbytes + self.labels.nbytes
 
-    def draw(self, n: int) -> Tensor:
-        """Places (min(n, size),) of samples held, each drawn uniformly and independently."""
-        return torch.from_numpy(self.rng.integers(0, self.size, n if self.size else 0))
+    def draw(self, n: int) -> NDArray[np.int64]:
+        """Places (n,) of samples held, each drawn uniformly and independently; none while none is held."""
+        return self.rng.integers(0, self.size, n if self.size else 0)
 
-    def shuffled(self) -> Tensor:
+    def shuffled(self) -> NDArray[np.int64]:
         """Every place held once, in random order."""
-        return torch.from_numpy(self.rng.permutation(self.size))
+        return self.rng.permutation(self.size)
 
-    def offer(self, x: Tensor, y: NDArray[np.int64]) -> None:
+    def offer(self, x: NDArray[Any], y: NDArray[np.int64]) -> None:
         """Show it the samples x (B, *shape) with labels y (B,), in order; the policy decides what each replaces."""
-        taken: dict[int, int] = {}  # place → row; a later row replaces an earlier one that took the same place
         labels = y.tolist()
-        for row, (label, chance) in enumerate(zip(labels, self.rng.random(len(labels)).tolist(), strict=True)):
+        for row, (label, chances) in enumerate(zip(labels, self.rng.random((len(labels), 2)).tolist(), strict=True)):
             self.n_seen[label] += 1
-            place = self._place_for(label, chance)
+            place = self._place_for(label, *chances)
             if place is not None:
-                self._hold(place, label)
-                taken[place] = row
-        if taken:
-            places, rows = torch.tensor([*taken]), torch.tensor([*taken.values()])
-            self.items.index_copy_(0, places, x.index_select(0, rows))
+                self._put(place, x[row], label)
 
-    def _place_for(self, label: int, chance: float) -> int | None:
-        """Where a sample of that class goes, None if nowhere; `chance` is uniform in [0, 1)."""
+    def _place_for(self, label: int, chance: float, which: float) -> int | None:
+        """Where a sample of that class goes, None if nowhere; both numbers are uniform in [0, 1)."""
         if self.size < self.capacity:
             return self.size
         if self.capacity == 0:
@@ -93,23 +86,24 @@ class Reservoir:
             return place if place < self.capacity else None
         most = max(self.n_held)
         if self.n_held[label] < most:
-            return self._random_place(self.n_held.index(most))
-        return self._random_place(label) if chance * self.n_seen[label] < self.n_held[label] else None
+            return self._place_of(self.n_held.index(most), which)
+        return self._place_of(label, which) if chance * self.n_seen[label] < self.n_held[label] else None
 
-    def _random_place(self, label: int) -> int:
-        return int(self.rng.choice(np.flatnonzero(self.labels.numpy() == label)))
+    def _place_of(self, label: int, which: float) -> int:
+        places = np.flatnonzero(self.labels == label)
+        return int(places[int(which * len(places))])
 
-    def _hold(self, place: int, label: int) -> None:
-        labels = self.labels.numpy()
+    def _put(self, place: int, item: NDArray[Any], label: int) -> None:
         if place < self.size:
-            self.n_held[int(labels[place])] -= 1
+            self.n_held[self.labels[place]] -= 1
         self.size = max(self.size, place + 1)
         self.n_held[label] += 1
-        labels[place] = label
+        self.items[place] = item
+        self.labels[place] = label
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Arrays and plain values from which `restore` makes the same reservoir."""
-        arrays = {"items": self.items[: self.size].numpy(), "labels": self.labels[: self.size].numpy()}
+        arrays = {"items": self.items[: self.size], "labels": self.labels[: self.size]}
         return arrays, {"rng": self.rng.bit_generator.state, "n_seen": list(self.n_seen)}
 
     def restore(self, arrays: dict[str, NDArray[Any]], values: dict[str, Any]) -> None:
@@ -121,8 +115,8 @@ class Reservoir:
             keep = self.rng.permutation(len(items))[: self.capacity]
             items, labels = items[keep], labels[keep]
         self.size = len(items)
-        self.items[: self.size] = torch.from_numpy(items)
-        self.labels[: self.size] = torch.from_numpy(labels)
+        self.items[: self.size] = items
+        self.labels[: self.size] = labels
         self.n_held = np.bincount(labels, minlength=len(self.n_held)).tolist()
 
 

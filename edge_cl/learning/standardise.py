@@ -74,11 +74,13 @@ class Standardise:
         n, C = len(centred), self.layout[-1]
         rows = centred.reshape(-1, C)
         weight = n / min(self.seen + n, self.MEMORY)
-        if len(self.layout) == 1 or C > FEW_CHANNELS:
-            squares = rows.square().sum(0)
-        else:  # a product of a tall thin matrix with itself: BLAS is ten times faster than a strided sum
-            squares = (rows.t() @ rows).diagonal()
-        shift = rows.t().mv(rows.new_ones(len(rows))).div_(len(rows))
+        if C == 1:
+            flat = rows.view(-1)
+            shift, squares = flat.mean().view(1), torch.dot(flat, flat).view(1)
+        elif C > FEW_CHANNELS:
+            shift, squares = rows.mean(0), rows.square().sum(0)
+        else:  # a tall thin matrix: BLAS is ten times faster than sums across it
+            shift, squares = rows.t().mv(rows.new_ones(len(rows))).div_(len(rows)), (rows.t() @ rows).diagonal()
         variance = (squares / len(rows)).sub_(shift.square()).clamp_min_(0.0)
         self.variance.lerp_(variance, weight).addcmul_(shift, shift, value=weight * (1 - weight))
         self.mean.add_(shift, alpha=weight)
