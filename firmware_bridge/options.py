@@ -30,6 +30,21 @@ def one_of(*names: str) -> Callable[[str], str]:
     return parse
 
 
+def part(text: str) -> float:
+    """Parse a part of a whole, between 0 and 1."""
+    value = _positive(text, "must be a number between 0 and 1")
+    if value >= 1:
+        raise ValueError("must be a number between 0 and 1")
+    return value
+
+
+def name(text: str) -> str:
+    """Parse the name of an array."""
+    if not text.isidentifier():
+        raise ValueError("must be the name of an array")
+    return text
+
+
 def seconds(text: str) -> float:
     """Parse a time in seconds, more than 0."""
     return _positive(text, "must be a number of seconds above 0")

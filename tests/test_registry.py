@@ -35,8 +35,8 @@ from firmware_bridge.registry import SOURCES, make_source
             "source 'serial:/dev/x?wait=-1': wait: must be a number of seconds above 0 (got '-1')",
         ),
         (
-            "recording:a.npz?order=label",
-            "source 'recording:a.npz?order=label': order: must be one of file, class (got 'label')",
+            "recording:a.npz?order=1st",
+            "source 'recording:a.npz?order=1st': order: must be the name of an array (got '1st')",
         ),
         (
             "recording:a.npz?limit=0",

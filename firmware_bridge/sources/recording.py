@@ -16,22 +16,26 @@ from typing import Any
 import numpy as np
 
 from firmware_bridge.errors import BadRecording, EndOfSource, SourceLost
-from firmware_bridge.options import one_of, whole
+from firmware_bridge.options import name, part, whole
 from firmware_bridge.options import speed as parse_speed
 from firmware_bridge.sample import HeldOut, Sample, SampleId, Schema, Values
 from firmware_bridge.sources.recording_file import RecordingFile, load
+from firmware_bridge.sources.split import ordered, split_by_time
 
 
 class Recording:
-    """Samples of an .npz file in the order of the file or of its classes; seq is the place in that order.
+    """Samples of an .npz file in a stated order; seq is the place in that order.
 
-    order: file, or class (label after label, in each the file's order). limit: play only the first so many. speed: 1
-    plays at the recording's own mean pace, inf as fast as it is read. after: go on behind this sample if it is of this
-    recording in this order, else from the start.
+    order: file, class (label after label), or the name of a mark in the file such as load_hp; in each the file's order.
+    test: hold out the last part of each class as test split, if the file has none; within: of each class within each
+    value of this mark. limit: play only the first so many. speed: 1 plays at the recording's own mean pace, inf as fast
+    as it is read. after: go on behind this sample if it is of this recording, played likewise, else from the start.
     """
 
     OPTIONS: Mapping[str, Callable[[str], Any]] = {
-        "order": one_of("file", "class"),
+        "order": name,
+        "test": part,
+        "within": name,
         "limit": whole(1),
         "speed": parse_speed,
     }
@@ -43,15 +47,18 @@ class Recording:
         *,
         after: SampleId | None = None,
         order: str = "file",
+        test: float | None = None,
+        within: str | None = None,
         limit: int | None = None,
         speed: float = math.inf,
     ) -> None:
         self.schema = Schema(name=Path(path).stem, dtype="uint8", shape=())
         self.held_out: HeldOut | None = None
         self.counters = {"nonfinite": 0, "nonfinite_held_out": 0}
-        self._path, self._after, self._by_class, self._limit, self._speed = path, after, order == "class", limit, speed
+        self._path, self._after, self._limit, self._speed = path, after, limit, speed
+        self._playing, self._test, self._within = order, test, within
         self._file: RecordingFile | None = None
-        self._order: Values | None = None
+        self._order: Values = np.empty(0, np.int64)
         self._boot = self._first = self._next = self._end = 0
         self._gap = False
         self._started_s = 0.0
@@ -61,13 +68,17 @@ class Recording:
         file = load(self._path)
         if math.isfinite(self._speed) and file.period_s is None:
             raise BadRecording(f"{self._path}: speed needs time_s or fs_hz in it", hint="play it without speed")
-        self._order = self._playing_order(file)
+        rows = np.arange(len(file.x))
+        self.held_out = file.held_out
+        if self._test is not None:
+            rows, self.held_out = self._split(file, self._test)
+        self._order = ordered(rows, self._key(file))
         # The order belongs to the identity: seq 7 in class order is another sample than seq 7 of the file.
-        self._boot = zlib.crc32(b"class" if self._by_class else b"file", file.identity) & 0xFFFF
+        self._boot = zlib.crc32(self._order.tobytes(), file.identity) & 0xFFFF
         resumed = self._after is not None and self._after.boot == self._boot
         self._first = self._next = self._after.seq + 1 if self._after is not None and resumed else 0
-        self._end = min(len(file.x), self._limit or len(file.x))
-        self.schema, self.held_out, self._file = file.schema, file.held_out, file
+        self._end = min(len(self._order), self._limit or len(self._order))
+        self.schema, self._file = file.schema, file
         self.counters["nonfinite_held_out"] = file.nonfinite_held_out
         self._started_s = time.monotonic()
 
@@ -100,15 +111,41 @@ class Recording:
             self.counters["nonfinite"] += 1
         raise EndOfSource(f"{self._path}: played to its end")
 
-    def _playing_order(self, file: RecordingFile) -> Values | None:
-        if not self._by_class:
+    def _split(self, file: RecordingFile, test: float) -> tuple[Values, HeldOut]:
+        if file.held_out is not None:
+            raise BadRecording(f"{self._path}: test: the file has a test split of its own", hint="leave test out")
+        labels = self._labels(file, "test")
+        groups = [labels] if self._within is None else [labels, self._mark(file, "within", self._within)]
+        rows, held_out = split_by_time(groups, test)
+        if len(held_out) == 0:
+            raise BadRecording(f"{self._path}: test: no class has two samples (got {test})", hint="leave test out")
+        x = file.x[held_out]
+        good = np.isfinite(x).all(axis=tuple(range(1, x.ndim))) if x.dtype.kind == "f" else slice(None)
+        return rows, HeldOut(x[good], labels[held_out][good])
+
+    def _key(self, file: RecordingFile) -> Values | None:
+        if self._playing == "file":
             return None
+        return (
+            self._labels(file, "order=class") if self._playing == "class" else self._mark(file, "order", self._playing)
+        )
+
+    def _labels(self, file: RecordingFile, wanted_by: str) -> Values:
         if file.y is None:
-            raise BadRecording(f"{self._path}: order=class needs labels", hint="play it without order")
-        return np.argsort(file.y, kind="stable")
+            raise BadRecording(f"{self._path}: {wanted_by} needs labels", hint=f"play it without {wanted_by}")
+        return file.y
+
+    def _mark(self, file: RecordingFile, option: str, name: str) -> Values:
+        if name not in file.marks:
+            known = ", ".join(["file", "class", *sorted(file.marks)] if option == "order" else sorted(file.marks))
+            raise BadRecording(
+                f"{self._path}: {option}: no such array of whole numbers, one a sample (got {name})",
+                hint=f"this file can be taken by {known or 'nothing'}",
+            )
+        return file.marks[name]
 
     def _sample(self, file: RecordingFile, seq: int) -> Sample:
-        row = seq if self._order is None else int(self._order[seq])
+        row = int(self._order[seq])
         label = None if file.y is None else int(file.y[row])
         return Sample(0, self._boot, seq, int(file.time_us[row]), file.x[row, ...], label, self._gap)
 

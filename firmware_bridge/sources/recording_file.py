@@ -6,6 +6,7 @@
     x_test, y_test      a test split, both or none; handed out as held_out, never played
     time_s              (N,) seconds; else fs_hz and the rows of a sample make the time; else it is 0
     label_names, channel_names (or feature_names), scale, fs_hz      names and units for the schema
+    any other (N,) array of whole numbers, such as subject or load   a mark to order or split by
 
 Knows files and arrays, not playing.
 """
@@ -48,6 +49,7 @@ class RecordingFile:
     held_out: HeldOut | None
     nonfinite_held_out: int
     identity: int
+    marks: Mapping[str, Values]
 
 
 def load(path: str) -> RecordingFile:
@@ -56,7 +58,8 @@ def load(path: str) -> RecordingFile:
     check = _Checker(path, arrays)
     x_name, y_name = check.one_of("x", "x_train"), check.one_of("y", "y_train")
     if x_name is None:
-        check.refuse("x", "must be there, or x_train", f"only {', '.join(sorted(arrays)) or 'other arrays'}")
+        known = sorted(arrays.keys() & set(_NAMES))
+        check.refuse("x", "must be there, or x_train", f"only {', '.join(known) or 'other arrays'}")
     x = check.samples(x_name)
     label_names = check.texts("label_names")
     y = None if y_name is None else check.labels(y_name, len(x), label_names)
@@ -84,6 +87,7 @@ def load(path: str) -> RecordingFile:
         period_s=period_s,
         held_out=held_out,
         nonfinite_held_out=nonfinite,
+        marks=check.marks(len(x)),
         identity=zlib.crc32(b"" if y is None else y.tobytes(), zlib.crc32(x.data)) & 0xFFFF,
     )
 
@@ -102,7 +106,17 @@ def _members(path: str, archive: Any) -> dict[str, Values]:
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise BadRecording(f"{path}: a single array, not an .npz file", hint=_HINT)
     with archive:
-        return {name: _member(path, archive, name) for name in _NAMES if name in archive.files}
+        return {
+            name: _member(path, archive, name) for name in archive.files if name in _NAMES or _is_mark(archive, name)
+        }
+
+
+def _is_mark(archive: Any, name: str) -> bool:
+    try:
+        array = archive[name]
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, NotImplementedError):
+        return False  # an array nobody asked for may be of any kind
+    return bool(array.ndim == 1 and array.dtype.kind in "iu")
 
 
 def _member(path: str, archive: Mapping[str, Any], name: str) -> Values:
@@ -173,6 +187,11 @@ class _Checker:
         test_x.setflags(write=False)
         test_y.setflags(write=False)
         return HeldOut(test_x, test_y), int((~good).sum())
+
+    def marks(self, count: int) -> dict[str, Values]:
+        """What else is known of each sample: whole numbers (N,) by name."""
+        others = {name: array for name, array in self._arrays.items() if name not in _NAMES}
+        return {name: array.astype(np.int64) for name, array in others.items() if len(array) == count}
 
     def texts(self, name: str) -> tuple[str, ...]:
         names = self._arrays.get(name)
