@@ -216,7 +216,7 @@ def check(
     lines = measure(settings, state=state, source_url=source or settings.source)
     passed = all(line.passed for line in lines)
     if as_json:
-        _data({"passed": passed, "lines": [_check_row(line) for line in lines]})
+        _data({"lines": [_check_row(line) for line in lines], "pass": passed})
     else:
         _draw(_check_table(lines))
         for line in lines:
@@ -367,8 +367,8 @@ def _watch(state: Path, *, as_json: bool) -> None:
 
 
 def _check_row(line: CheckLine) -> dict[str, Any]:
-    names = ("name", "limit", "measured", "unit", "margin", "passed", "advice")
-    return {name: getattr(line, name) for name in names}
+    names = ("name", "limit", "measured", "unit", "margin", "advice")
+    return {**{name: getattr(line, name) for name in names}, "pass": line.passed}
 
 
 def _check_table(lines: Sequence[CheckLine]) -> RenderableType:
