@@ -5,9 +5,12 @@
 #
 # Variables: PYTHON=path, TORCH_INDEX=URL (see tools/make-venv), SAMPLES=frames and SPEED=times-real-time for `make run`.
 
-# The board sends SAMPLES frames at SPEED times real time and then falls silent: together they make the minute.
-SAMPLES ?= 120000
-SPEED ?= 20
+# The board sends SAMPLES frames at SPEED times real time and then falls silent: together they make the minute, and
+# each state lasts long enough to be watched. It consolidates about once a state, so that the exam shows one more class
+# at each, and sets more aside for that exam than it would over months.
+SAMPLES ?= 48000
+SPEED ?= 8
+FOR_SHOW := -s consolidation.every_steps=15 -s exam.share=0.1
 DEMO := run
 
 export PYTHON TORCH_INDEX
@@ -30,7 +33,8 @@ help:
 # A fresh start each time. Only a directory that edge-cl made is removed: `.format` is its mark.
 run: $(FOR_RUN)
 	@if [ -e $(DEMO)/.format ]; then rm -rf $(DEMO); fi
-	$(VENV_PYTHON) -m edge_cl run --once --state $(DEMO) --source 'simulated:motor?samples=$(SAMPLES)&speed=$(SPEED)'
+	$(VENV_PYTHON) -m edge_cl run --once --state $(DEMO) --source 'simulated:motor?samples=$(SAMPLES)&speed=$(SPEED)' \
+	  $(FOR_SHOW)
 
 test: $(FOR_DEV)
 	@$(VENV_PYTHON) -m pytest

@@ -44,6 +44,11 @@ class Plan:
         """Bytes of one part."""
         return next(part.nbytes for part in self.parts if part.name == name)
 
+    @property
+    def promised(self) -> int:
+        """Bytes of the parts that the learner itself does not hold: queue, window and snapshot."""
+        return self["queue"] + self["window"] + self["snapshot"]
+
 
 def plan(
     blueprint: Blueprint,

@@ -5,6 +5,7 @@ Builds the very learner that the daemon would build, on made-up samples or a sav
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,14 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_cl import assembly
+from edge_cl.budget import LEAST_REPLAY, Plan
 from edge_cl.config import Config
-from edge_cl.errors import OperatorError
+from edge_cl.errors import BudgetExceeded, OperatorError
 from edge_cl.learning.learner import Learner
+from edge_cl.learning.model import Blueprint
 from edge_cl.service.telemetry import Timings
 from edge_cl.storage.checkpoint import CheckpointStore
 from edge_cl.storage.state_dir import check_state_dir
 from firmware_bridge.registry import make_source
 
+MEMORY_ADVICE = "lower model.width, exam.samples or bridge.queue_bytes, or raise budget.memory_bytes"
 WARM_UP, RUNS = 20, 300  # with 300 runs the 99th percentile is the third slowest
 
 
@@ -50,13 +54,13 @@ class CheckLine:
 def measure(config: Config, *, state: Path | None, source_url: str) -> list[CheckLine]:
     """Measure the learner that this configuration makes of this source: bytes held, p99 of a prediction and of a step.
 
-    With `state`, the learner saved there is measured. Raises BudgetExceeded if the plan does not hold, OperatorError
-    if there is no learner in `state`, BridgeError if the source cannot be opened.
+    With `state`, the learner saved there is measured. One that `run` would refuse for its bytes is measured at the
+    least it could be. Raises OperatorError if no learner is in `state`, BridgeError if the source cannot be opened.
     """
     with make_source(source_url) as source:
         task = assembly.task_of(config, source.schema)
     blueprint = assembly.blueprint_of(config, task)
-    planned = assembly.plan_of(config, task, blueprint)
+    planned = _plan(config, task, blueprint)
     learner = assembly.make_learner(config, task, blueprint, planned, seed=0)
     rng = np.random.default_rng(0)
     if state is None:
@@ -66,10 +70,10 @@ def measure(config: Config, *, state: Path | None, source_url: str) -> list[Chec
     x, y = _samples(task, config.learning.batch_size, rng)
     predict = _p99(lambda: learner.predict(x[:1]))
     step = _p99(lambda: learner.learn(x, y))
-    held = planned.nbytes - planned["replay"] - planned["exam"] + learner.replay.nbytes + learner.exam.nbytes
+    held = learner.nbytes + planned.promised
     budget = config.budget
     return [
-        CheckLine("memory", budget.memory_bytes, held, "bytes", "lower replay.samples or model.width"),
+        CheckLine("memory", budget.memory_bytes, held, "bytes", MEMORY_ADVICE),
         CheckLine("predict p99", budget.predict_ms, predict, "ms", "lower model.width, or raise budget.predict_ms"),
         CheckLine(
             "step p99", budget.step_ms, step, "ms", "lower replay.per_step or model.width, or raise budget.step_ms"
@@ -77,13 +81,19 @@ def measure(config: Config, *, state: Path | None, source_url: str) -> list[Chec
     ]
 
 
+def _plan(config: Config, task: assembly.Task, blueprint: Blueprint) -> Plan:
+    try:
+        return assembly.plan_of(config, task, blueprint)
+    except BudgetExceeded:  # here to be measured, not to be refused
+        room = config.budget.model_copy(update={"memory_bytes": sys.maxsize})
+        least = config.replay.model_copy(update={"samples": LEAST_REPLAY})
+        return assembly.plan_of(config.model_copy(update={"budget": room, "replay": least}), task, blueprint)
+
+
 def _fill(learner: Learner, task: assembly.Task, rng: np.random.Generator) -> None:
-    """Bring it to where it will spend its life: reservoirs full, an anchor to be pulled to."""
-    left = learner.replay.capacity + learner.exam.capacity
-    while left > 0:
-        x, y = _samples(task, min(left, 256), rng)
-        learner.learn(x, y)
-        left -= len(y)
+    """Bring it to where it will spend its life: replay full, an anchor to be pulled to."""
+    while learner.replay.size < learner.replay.capacity:
+        learner.learn(*_samples(task, 256, rng))
     learner.consolidate()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import sys
 import time
@@ -27,7 +28,7 @@ from rich.text import Text
 from edge_cl import config as configuration
 from edge_cl.errors import ConfigError, Exit, NotRunning, TryAgain
 from edge_cl.exits import explain
-from edge_cl.service.dashboard import plan_table, render
+from edge_cl.service.dashboard import plain, plan_table, render
 from edge_cl.service.status import Status, Summary, blank, read_status
 from edge_cl.service.summary import summary
 from edge_cl.signals import Signals
@@ -135,7 +136,8 @@ def run(
     if as_json:
         _data(result)
     else:
-        _draw(summary(result), to_stderr=not sys.stdout.isatty())
+        export_it = f"{_program()} export --state {shlex.quote(str(state))} --out model.onnx"
+        _draw(summary(result, next_step=export_it if result["snapshot"] else ""), to_stderr=not sys.stdout.isatty())
 
 
 @app.command()
@@ -169,6 +171,8 @@ def consolidate(
         raise NotRunning(f"no daemon runs on {state}", hint=f"edge-cl run --state {state}")
     if before["state"] != "running" or before["pid"] != pid:  # before it listens, the signal would end it
         raise TryAgain(f"the daemon on {state} is {before['state']}", hint="try again in a moment")
+    if before["steps"] == 0:
+        raise TryAgain(f"the daemon on {state} has learnt nothing yet", hint="it needs samples that carry a label")
     os.kill(pid, signal.SIGUSR1)
     deadline = time.monotonic() + timeout
     while (now := _look(state)[1])["consolidations"] <= before["consolidations"]:
@@ -198,7 +202,7 @@ def export(
     if as_json:
         _data(result)
     else:
-        _draw(_pairs(result))
+        _draw(_export_facts(result))
 
 
 @app.command()
@@ -296,7 +300,7 @@ class _Screen:
         self.status = blank()
         self.planned = False
         self.live = Live(
-            get_renderable=lambda: render(self.status),
+            get_renderable=lambda: render(self.status, full_screen=True),
             console=Console(highlight=False),
             screen=True,
             refresh_per_second=FRAMES_PER_S,
@@ -360,7 +364,7 @@ def _watch(state: Path, *, as_json: bool) -> None:
         else:
             with Live(console=Console(highlight=False), screen=True, auto_refresh=False) as live:
                 while (seen := _look(state))[0] is not None:
-                    live.update(render(seen[1]), refresh=True)
+                    live.update(render(seen[1], full_screen=True), refresh=True)
                     time.sleep(1 / FRAMES_PER_S)
     except KeyboardInterrupt:
         raise typer.Exit(Exit.OK) from None
@@ -389,11 +393,30 @@ def _amount(number: float, unit: str) -> str:
     return format_bytes(number) if unit == "bytes" else f"{number:.4g} {unit}"
 
 
-def _pairs(facts: Mapping[str, Any]) -> RenderableType:
+def _export_facts(result: Mapping[str, Any]) -> RenderableType:
+    takes, gives, training = result["input"], result["output"], result["training"]
     table = Table.grid(padding=(0, 2))
-    for name, fact in facts.items():
-        table.add_row(name, Text(str(fact), overflow="fold"))
+    for name, fact in (
+        ("out", f"{result['out']}, {format_bytes(result['bytes'])}"),
+        ("snapshot", f"{result['snapshot']} of {result['created']}"),
+        ("sha256", result["sha256"]),
+        ("takes", f"{takes['name']} {_shape(takes)}: {takes['values']}"),
+        ("gives", f"{gives['name']} {_shape(gives)}: {', '.join(result['labels'])}"),
+        ("learnt", f"{training['learned']:,} samples in {training['steps']:,} steps"),
+    ):
+        table.add_row(name, plain(fact))
     return table
+
+
+def _shape(end: Mapping[str, Any]) -> str:
+    return f"({', '.join(map(str, end['shape']))})"
+
+
+def _program() -> str:
+    """How this program was called, so that what it suggests can be typed as it stands."""
+    if Path(sys.argv[0]).name == "__main__.py":
+        return f"{shlex.quote(min(sys.executable, os.path.relpath(sys.executable), key=len))} -m edge_cl"
+    return "edge-cl"
 
 
 def _version_and_exit(on: bool) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from edge_cl import assembly
 from edge_cl.config import Config
+from edge_cl.errors import EdgeError
 from edge_cl.publisher import Publisher
 from edge_cl.report import Report
 from edge_cl.service.status import Status, Summary
@@ -81,7 +82,7 @@ class Daemon:
     def _open(self, stack: ExitStack) -> None:
         """Everything that can refuse, before anything is changed."""
         found = CheckpointStore(self.path).load()
-        same_source = found is not None and found.meta["source"] == _identity(self.url)
+        same_source = found is not None and found.meta["source"] == _origin(self.url)
         position = found.meta["position"] if found and same_source else None
         self.position = SampleId(*position) if position else None
         self.source: Source = make_source(self.url, after=self.position, seed=self.seed)
@@ -98,12 +99,15 @@ class Daemon:
         self.telemetry = Telemetry()
         self.label_names = list(self.task.label_names)
         self.waiting: list[Sample] = []  # labelled observations for the next step
+        self.published_steps = 0  # how much of what was learnt the newest snapshot holds
         self.dropped = {"shape": 0, "label_out_of_range": 0, "label_unmatched": 0}
         if found is not None:
             self._restore(found, same_source=same_source)
         self.ends_at = None if self.most_samples is None else self.telemetry.samples + self.most_samples
         self.publisher = Publisher(self.learner, self.task, schema, self.config, self.path)
         stack.callback(self.publisher.close)
+        if self.publisher.current_path is None:
+            self.published_steps = 0
         self.publisher.prepare(len(self.label_names))
         self.inlet = Inlet(self.source, self.config.bridge.queue_bytes)
         stack.callback(self.inlet.close)
@@ -120,9 +124,10 @@ class Daemon:
             label_names=self.label_names,
             dropped=self._all_dropped,
             on_status=self.on_status,
+            exam=self.learner.examine(),
         )
         resumed = f"going on after {self.learner.learnt:,} samples learnt" if found else "a new learner"
-        self.report.say("; ".join([resumed, *self.store.faults]))
+        self.report.say("; ".join([resumed, *self.store.faults, *self.publisher.faults]))
 
     def _loop(self) -> str:
         """Take what comes until there is a reason to stop, and say which."""
@@ -154,7 +159,7 @@ class Daemon:
                 if not self.waiting:
                     self.waiting_since = time.monotonic()
                 self.waiting.append(observation)
-            if len(self.waiting) == self.config.learning.batch_size:
+            if len(self.waiting) >= self.config.learning.batch_size:  # more if batches were larger in the run before
                 self._learn()
 
     def _observations(self, sample: Sample) -> list[Sample]:
@@ -223,19 +228,23 @@ class Daemon:
         self.report.tick()
 
     def _consolidate(self) -> None:
+        if self.learner.steps == 0:
+            return
+        self._check_finite()
         self.learner.consolidate()
         exam = self.learner.examine()
         self.report.consolidated(exam)
-        if self.learner.consolidations:
-            self._try("snapshot", lambda: self.publisher.publish(tuple(self.label_names), exam))
+        self._try("snapshot", lambda: self._publish(exam))
         self.report.tick()
+
+    def _publish(self, exam: dict[int, tuple[int, float]]) -> None:
+        self.publisher.publish(tuple(self.label_names), exam)
+        self.published_steps = self.learner.steps
 
     def _complete(self) -> None:
         """The stream is over: learn what waits, and leave a snapshot of all that was learnt."""
-        steps = self.learner.steps
         self._learn()
-        every = self.config.consolidation.every_steps
-        if not (every and self.learner.steps > steps and self.learner.steps % every == 0):
+        if self.learner.steps > self.published_steps:
             self._consolidate()
 
     def _try(self, what: str, action: Callable[[], object]) -> None:
@@ -247,7 +256,17 @@ class Daemon:
         else:
             self.report.recovered(what)
 
+    def _check_finite(self) -> None:
+        """Before parameters are kept: a learner that diverged cannot come back, its last checkpoint can."""
+        if not bool(self.learner.network.arena.flat.isfinite().all()):
+            raise EdgeError(
+                f"the learner diverged within {self.learner.steps:,} steps: its parameters are no numbers any more; "
+                "the last checkpoint is as it was",
+                hint="lower learning.learning_rate, or look for samples with absurd values",
+            )
+
     def _checkpoint(self) -> None:
+        self._check_finite()
         self.checkpointed_at = time.monotonic()
         arrays, learner = self.learner.state()
         window = self.window.state() if self.window else {}
@@ -256,11 +275,12 @@ class Daemon:
         arrays["waiting"] = np.stack(values) if values else np.empty((0, *self.task.shape), self.task.dtype)
         meta = {
             "learner": learner,
-            "source": _identity(self.url),
+            "source": _origin(self.url),
             "position": list(self.position) if self.position else None,
             "window": {k: v for k, v in window.items() if not isinstance(v, np.ndarray)},
             "waiting": [[*o.id, o.time_us, o.label] for o in self.waiting],
             "label_names": self.label_names,
+            "published_steps": self.published_steps,
             "telemetry": [self.telemetry.samples, self.telemetry.labelled, self.telemetry.hits],
         }
         self.store.save(arrays, meta)
@@ -269,6 +289,7 @@ class Daemon:
         arrays, meta = found.arrays, found.meta
         self.learner.restore(arrays, meta["learner"])
         self.label_names[:] = meta["label_names"]
+        self.published_steps = meta["published_steps"]
         self.telemetry.restore(*meta["telemetry"])
         for values, (stream, boot, seq, time_us, label) in zip(arrays["waiting"], meta["waiting"], strict=True):
             self.waiting.append(Sample(stream, boot, seq, time_us, values, label))
@@ -291,16 +312,22 @@ class Daemon:
 
     def _test_accuracy(self) -> float | None:
         """Accuracy of the published snapshot, by onnxruntime, on a recording's test split; null without one."""
-        current, held_out = self.publisher.shelf.current(), self.source.held_out
-        if current is None or held_out is None:
+        held_out = self.source.held_out
+        current = self.publisher.shelf.current() if self.publisher.current_path else None
+        if current is None or held_out is None or len(held_out.y) == 0:
             return None
         x = held_out.x.astype(np.float32)
         right = answers(current.read(), x).argmax(1) == held_out.y
         return float(right.mean())
 
 
-def _identity(url: str) -> str:
-    """What of a source's URL says which samples it gives: not how fast or how many."""
+def _origin(url: str) -> str:
+    """What of a source's URL says whose sample ids these are: not how fast or how many.
+
+    A recording's ids are checksums of what it plays and in which order, so it may lie anywhere.
+    """
     target, _, query = url.partition("?")
-    options = sorted(o for o in query.split("&") if o and o.partition("=")[0] not in ("speed", "samples", "limit"))
+    if target.startswith("recording:"):
+        return "recording"
+    options = sorted(o for o in query.split("&") if o and o.partition("=")[0] not in ("speed", "samples"))
     return "?".join([target, "&".join(options)]) if options else target

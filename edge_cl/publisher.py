@@ -20,9 +20,10 @@ from edge_cl.assembly import Task
 from edge_cl.config import Config
 from edge_cl.learning.graph import OPSET, graph, weights
 from edge_cl.learning.learner import Learner
+from edge_cl.storage.errors import DamagedFile, TemplateError
 from edge_cl.storage.shelf import Shelf
 from edge_cl.storage.snapshot import fill, verify
-from edge_cl.storage.template import PendingTemplate, start_build
+from edge_cl.storage.template import PendingTemplate, Template, start_build
 from firmware_bridge.sample import Schema
 
 BUILD_TIMEOUT_S = 120.0  # a loaded Raspberry Pi imports onnx in some ten seconds
@@ -41,8 +42,15 @@ class Publisher:
         self._n_classes = 0
         self._template: PendingTemplate | None = None
         self._published_at: float | None = None
-        current = self.shelf.current()
-        self.current_path: Path | None = current.path if current else None
+        self.current_path: Path | None = None
+        self.faults: list[str] = []
+        try:
+            current = self.shelf.current()
+            if current is not None:
+                current.read()
+                self.current_path = current.path
+        except DamagedFile as exc:  # the one who can mend it must not be stopped by it
+            self.faults.append(f"{exc}; the next snapshot takes its place")
 
     def prepare(self, n_classes: int) -> None:
         """Have the template for that many classes built in the background; nothing happens if it already is."""
@@ -61,10 +69,8 @@ class Publisher:
 
         Returns the path of model.onnx. Raises SnapshotMismatch, TemplateError or StorageFault; `current` then stays.
         """
-        self.prepare(len(label_names))
-        assert self._template is not None
         learner = self._learner
-        template = self._template.result(BUILD_TIMEOUT_S)
+        template = self._built(len(label_names))
         values = weights(learner.network, self._n_classes, learner.seen.numpy())
         facts = self._facts(label_names, exam)
         model = fill(template, values, {key: _text(value) for key, value in facts.items()})
@@ -80,14 +86,23 @@ class Publisher:
         if self._template is not None:
             self._template.close()
 
+    def _built(self, n_classes: int) -> Template:
+        self.prepare(n_classes)
+        assert self._template is not None
+        try:
+            return self._template.result(BUILD_TIMEOUT_S)
+        except TemplateError:
+            self._n_classes = 0  # the machine may have been short of time or memory: the next snapshot tries again
+            raise
+
     def _probes(self) -> NDArray[Any]:
-        """Half real samples, half random ones over the whole range the sensor has shown."""
-        learner = self._learner
-        source = learner.exam if learner.exam.size else learner.replay
-        real = source.items[: min(source.size, PROBES // 2)]
-        low, high = float(real.min(initial=0)), float(real.max(initial=1))
+        """Half real samples, half random ones over the range that each channel has shown."""
+        replay = self._learner.replay
+        real = replay.items[: replay.size]
+        positions = tuple(range(real.ndim - 1))
+        low, high = real.min(positions).astype(np.float64), real.max(positions).astype(np.float64)  # (C,)
         drawn = np.random.default_rng(PROBE_SEED).uniform(low, high, (PROBES // 2, *self._task.shape))
-        return np.concatenate([real, drawn.astype(self._task.dtype)])
+        return np.concatenate([real[: PROBES // 2], drawn.astype(self._task.dtype)])
 
     def _facts(self, label_names: tuple[str, ...], exam: dict[int, tuple[int, float]]) -> dict[str, Any]:
         """What metadata and manifest say: what goes in, what comes out, and what it was made of."""

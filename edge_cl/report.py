@@ -168,8 +168,7 @@ class Report:
     @property
     def learner_bytes(self) -> int:
         """Bytes held for the learner: what is allocated, and the room promised to queue, window and snapshot."""
-        promised = self.planned["queue"] + self.planned["window"] + self.planned["snapshot"]
-        return self.learner.nbytes + promised
+        return self.learner.nbytes + self.planned.promised
 
     def _name(self, label: int) -> str:
         return self.label_names[label]

@@ -125,7 +125,7 @@ class LearningSettings(Group):
         description="New labelled samples in a step. More: fewer, calmer steps, later learning, each step slower.",
     )
     learning_rate: Real = Field(
-        default=0.05,
+        default=0.1,
         gt=0,
         le=10,
         description="Step size of plain gradient descent, no unit. Higher learns faster and forgets faster; too high "

@@ -41,6 +41,7 @@ from edge_cl.storage.state_dir import StateDir
 state, answer = Path(sys.argv[1]), sys.argv[2]
 status = blank()
 status.update(state="running", pid=os.getpid(), started_s=1.0, updated_s=8.0, source="simulated:motor", message="well")
+status["steps"] = int(sys.argv[3])
 
 def consolidate(*_):
     if answer == "die":
@@ -63,8 +64,8 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def pretend_daemon(state: Path, answer: str = "obey") -> Iterator[IO[str]]:
-    command = [sys.executable, "-c", PRETEND_DAEMON, str(state), answer]
+def pretend_daemon(state: Path, answer: str = "obey", *, steps: int = 7) -> Iterator[IO[str]]:
+    command = [sys.executable, "-c", PRETEND_DAEMON, str(state), answer, str(steps)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin
         assert process.stdout
@@ -321,6 +322,14 @@ def test_consolidate_gives_up_after_its_timeout(tmp_path: Path, capsys: pytest.C
     with pretend_daemon(tmp_path / "s", "ignore"):
         assert edge_cl("consolidate", "--state", "s", "--timeout", "0") == 75
         assert "error: not done after 0 s" in capsys.readouterr().err
+
+
+def test_consolidate_does_not_wait_for_a_daemon_that_has_learnt_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pretend_daemon(tmp_path / "state", steps=0):
+        assert edge_cl("consolidate", "--state", str(tmp_path / "state")) == Exit.TRY_AGAIN
+    assert "has learnt nothing yet" in capsys.readouterr().err
 
 
 def test_consolidate_without_a_daemon_or_with_one_that_dies_is_exit_3(

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
+from rich.screen import Screen
 
 from edge_cl.errors import IOFault
 from edge_cl.service import plot
@@ -73,11 +74,13 @@ def busy() -> Status:
 def drawn(what: RenderableType, width: int = 80, height: int | None = None, **options: object) -> str:
     out = io.StringIO()
     console = Console(file=out, width=width, height=height, highlight=False, _environ={}, **options)  # type: ignore[arg-type]
-    if height is None:
-        console.print(what)
-    else:
-        console.print(what, height=height)
+    console.print(what)
     return out.getvalue()
+
+
+def on_screen(status: Status, width: int, height: int) -> list[str]:
+    """The lines of a whole terminal, as Live draws it."""
+    return drawn(Screen(render(status, full_screen=True)), width, height).splitlines()
 
 
 @pytest.mark.parametrize("width", [80, 100, 130, 250])
@@ -98,14 +101,26 @@ def test_a_narrow_terminal_is_no_error(width: int) -> None:
     assert max(cell_len(line) for line in drawn(render(busy()), width).splitlines()) <= width
 
 
-def test_it_fits_a_terminal_of_80_by_24() -> None:
+@pytest.mark.parametrize(("width", "height", "hidden"), [(80, 24, 15), (80, 30, 9), (120, 24, 12), (120, 40, 0)])
+def test_it_fits_the_terminal_and_shows_the_worst_classes_first(width: int, height: int, hidden: int) -> None:
     status = busy()
     status["exam"] = [{"label": f"class {i}", "samples": 9, "accuracy": i / 20} for i in range(20)]
-    text = drawn(render(status), 80, 24)
-    assert len(text.rstrip().splitlines()) <= 24
-    assert "the worst; 15 more" in text
+    status["plan"] = [{"part": f"part {i}", "bytes": 1 << 18} for i in range(10)]
+    text = "\n".join(lines := on_screen(status, width, height))
+    assert len(lines) <= height
+    assert "snapshot 000003 published" in text  # the last line is on it
     assert "class 0" in text
-    assert "class 19" not in text
+    assert ("class 19" in text) == (hidden == 0)
+    assert hidden == 0 or f"the worst; {hidden} more" in text
+
+
+def test_a_higher_terminal_shows_a_higher_curve() -> None:
+    bottom = [
+        next(number for number, line in enumerate(on_screen(busy(), 120, height)) if line.startswith("│   0% "))
+        for height in (20, 24, 50, 90)
+    ]
+    assert bottom == sorted(bottom)
+    assert bottom[0] < bottom[1] < bottom[2] == bottom[3]
 
 
 def test_forgetting_shows_as_points_lost_since_the_best() -> None:
@@ -186,6 +201,20 @@ def test_the_summary_names_what_a_script_promises_and_leaves_out_what_there_is_n
         assert figure in text, figure
     assert "test split" not in drawn(summary({**result, "test_accuracy": None}))
     assert "none" in drawn(summary({}))
+    assert "edge-cl export --state run" in drawn(summary(result, next_step="edge-cl export --state run"))
+
+
+def test_the_summary_says_what_was_forgotten_and_what_was_not() -> None:
+    result: Summary = {
+        "exam": [
+            {"label": "normal", "samples": 20, "accuracy": 0.75},
+            {"label": "unbalance", "samples": 20, "accuracy": 1.0},
+        ],
+        "exam_history": [{"steps": 10, "accuracy": {"normal": 0.95}}, {"steps": 20, "accuracy": {"normal": 0.75}}],
+    }
+    assert "normal most: 20 points below its best exam" in drawn(summary(result))
+    result["exam"][0]["accuracy"] = 0.95
+    assert "nothing: in its last exam every class did as well as in its best" in drawn(summary(result))
 
 
 # The pieces

@@ -15,6 +15,7 @@ from edge_cl.learning.standardise import Standardise
 @given(arrays(np.int16, (30, 5, 2)), st.lists(st.integers(1, 9), min_size=1, max_size=10))
 def test_statistics_do_not_depend_on_how_the_stream_is_cut(x: np.ndarray, cuts: list[int]) -> None:
     layer = Standardise((5, 2))
+    layer.LIMIT = 1e9  # type: ignore[misc] # made-up streams jump by thousands of deviations; that is not the question
     start = 0
     for size in [*cuts, 30]:
         if start < 30:
@@ -63,3 +64,24 @@ def test_statistics_follow_a_sensor_that_drifts_after_their_memory_is_full() -> 
     for _ in range(40):
         layer.observe(torch.full((50, 1), 8.0))
     assert layer.mean.item() == pytest.approx(8.0, abs=0.01)
+
+
+def test_a_single_glitch_moves_neither_statistics_nor_network() -> None:
+    """A serial line or a loose wire delivers one absurd number; months of statistics must not drown in it."""
+    rng = np.random.default_rng(0)
+    layer = Standardise((3,))
+    layer.observe(torch.from_numpy(rng.normal(0.02, 0.01, (200, 3)).astype(np.float32)))
+    mean, deviation = layer.mean.clone(), layer.variance.sqrt()
+    glitch = torch.full((1, 3), 0.02)
+    glitch[0, 1] = 1e30
+    assert float(layer.forward(glitch, learn=slice(0, 1)).abs().max()) == Standardise.LIMIT
+    torch.testing.assert_close(layer.mean, mean, atol=2e-3, rtol=0)
+    assert float((layer.variance.sqrt() / deviation).max()) < 2
+
+
+def test_a_range_that_truly_grew_gets_through() -> None:
+    layer = Standardise((1,))
+    layer.observe(torch.tensor([[-1.0], [1.0]] * 50))
+    for _ in range(60):
+        layer.observe(torch.tensor([[-1000.0], [1000.0]] * 50))
+    assert float(layer.variance.sqrt()) > 300

@@ -30,7 +30,7 @@ Arrays = dict[str, NDArray[Any]]
 class Rule:
     """The numbers of a learning step; config.yaml says what each costs."""
 
-    learning_rate: float = 0.05
+    learning_rate: float = 0.1
     replay_per_step: int = 20
     label_smoothing: float = 0.1
     ewc_lambda: float = 3.0

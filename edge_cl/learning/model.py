@@ -154,16 +154,16 @@ def mlp(shape: Shape, n_outputs: int, width: int) -> Blueprint:
 def cnn1d(shape: Shape, n_outputs: int, width: int) -> Blueprint:
     """One wide convolution, a bank of 4 x width learnt filters, and their mean response over time; (L,) or (L, C).
 
-    On UCI HAR with unseen subjects (4 folds of the training subjects, two seeds each) one wide layer came out ahead of
-    two and three narrower ones. The norm stands behind the ReLU and takes all filters together: what is kept of a
-    window is the shape of its spectrum, not its loudness.
+    On UCI HAR with unseen subjects (4 folds of the training subjects, two seeds each) one wide layer was ahead of two
+    and three narrower ones. The norm takes all filters together: what is kept of a window is the shape of its spectrum,
+    not its loudness.
     """
     if len(shape) > 2:
         raise ValueError(f"model.kind: cnn1d takes samples of shape (length,) or (length, channels) (got {shape})")
     length, channels = shape if len(shape) == 2 else (*shape, 1)
     filters = 4 * width
     convolution = Conv(channels, filters, [KERNEL], stride=KERNEL_STRIDE, padding=KERNEL // 2)
-    layers = [convolution, ReLU(), GroupNorm(filters, 1), GlobalAveragePool(), Linear(filters, n_outputs)]
+    layers = [convolution, GroupNorm(filters, 1), ReLU(), GlobalAveragePool(), Linear(filters, n_outputs)]
     return Blueprint("cnn1d", shape, (length, channels), layers)
 
 

@@ -14,7 +14,7 @@ FEW_CHANNELS = 16
 
 
 class Standardise:
-    """y = (x - mean) / deviation per channel; raw values of any dtype in, float32 with channels first out.
+    """y = (x - mean) / deviation per channel, within ±LIMIT; raw values of any dtype in, float32, channels first, out.
 
     `layout` is how one sample lies in memory, channels last: (*positions, C), or (D,) for a vector, whose features
     each have their own statistics. Output: (B, C, *positions) or (B, D).
@@ -28,6 +28,7 @@ class Standardise:
     """
 
     MEMORY = 10_000  # samples; by then a mean is known to one hundredth of a deviation
+    LIMIT = 16.0  # deviations: no reading of a working sensor is further out, and a single glitch must not undo months
     FLOOR = 1e-6  # of |mean| + 1: a channel that never moves is passed on as zero instead of divided by zero
 
     def __init__(self, layout: tuple[int, ...], device: torch.device | str = "cpu") -> None:
@@ -35,6 +36,7 @@ class Standardise:
         self.mean = torch.zeros(layout[-1], device=device)
         self.variance = torch.ones(layout[-1], device=device)
         self.inverse_deviation = torch.ones(layout[-1], device=device)
+        self._bound = torch.full((layout[-1],), torch.inf, device=device)
         self.seen = 0
 
     @property
@@ -44,13 +46,16 @@ class Standardise:
 
     def observe(self, x: Tensor) -> None:
         """Take the samples x (B, ...) into the statistics."""
-        self._merge(x.to(torch.float32).reshape(-1, *self.layout).sub_(self.mean))
+        self._merge(x.to(torch.float32).reshape(-1, *self.layout).sub(self.mean))
 
     def refresh(self) -> None:
         """Derive the factor of the forward pass from the statistics, after they changed or were restored."""
         floor = (self.mean.abs() + 1).mul_(self.FLOOR)
         deviation = self.variance.sqrt()
-        self.inverse_deviation.copy_((deviation > floor) / deviation.clamp_min_(floor))
+        moves = deviation > floor
+        self.inverse_deviation.copy_(moves / deviation.clamp_min(floor))
+        # A sensor whose range truly grew gets through: each clamped batch widens the bound.
+        self._bound.copy_(torch.where(moves, self.LIMIT * deviation, torch.inf))
 
     def forward(self, x: Tensor, learn: slice | None = None) -> Tensor:
         """Standardise the raw samples x (B, ...); those of the rows `learn` are taken into the statistics behind it.
@@ -62,7 +67,7 @@ class Standardise:
             self._merge(raw[learn] - self.mean)
             learn = None
         centred = raw.sub_(self.mean) if raw.data_ptr() != x.data_ptr() else raw.sub(self.mean)
-        y = centred.mul(self.inverse_deviation)
+        y = centred.mul(self.inverse_deviation).clamp_(-self.LIMIT, self.LIMIT)
         if learn is not None:
             self._merge(centred[learn])
         if self.layout[-1] == 1 or len(self.layout) == 1:  # nothing to move, and clean strides for the convolution
@@ -73,6 +78,8 @@ class Standardise:
         """Merge samples (B, *layout) from which the mean was already taken: sums of small numbers lose no digits."""
         n, C = len(centred), self.layout[-1]
         rows = centred.reshape(-1, C)
+        if self.seen:
+            rows = torch.clamp(rows, -self._bound, self._bound)
         weight = n / min(self.seen + n, self.MEMORY)
         if C == 1:
             flat = rows.view(-1)
@@ -90,7 +97,12 @@ class Standardise:
     def nodes(self, shape: Shape) -> list[Node]:
         """The ONNX nodes for raw samples of `shape`; the statistics are weights of the graph."""
         channels = self.mean.shape
-        nodes = [Node("Sub", {"mean": channels}), Node("Mul", {"inverse_deviation": channels})]
+        nodes = [
+            Node("Sub", {"mean": channels}),
+            Node("Mul", {"inverse_deviation": channels}),
+            Node("Max", constants=(("float32", (-self.LIMIT,)),)),
+            Node("Min", constants=(("float32", (self.LIMIT,)),)),
+        ]
         if shape != self.layout:
             nodes.insert(0, reshape(self.layout))
         if len(self.layout) > 1:

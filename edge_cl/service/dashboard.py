@@ -20,12 +20,16 @@ from edge_cl.service.status import ExamPoint, ExamResult, PlanPart, Status
 from edge_cl.units import format_bytes
 
 WIDE: Final = 110  # columns from which two columns of panels stand side by side
+MOST_CURVE: Final = 14  # lines of the accuracy's curve: a high terminal is not filled for its own sake
 _STATES: Final = {"starting": "yellow", "running": "green", "stopped": "blue", "failed": "bold red"}
 
 
-def render(status: Status) -> RenderableType:
-    """The whole screen of one moment; it takes the width of whatever console draws it."""
-    return _Screen(status)
+def render(status: Status, *, full_screen: bool = False) -> RenderableType:
+    """The whole screen of one moment; it takes the width of whatever console draws it.
+
+    `full_screen` fits it to the terminal's height, too: what is too much is left out, what is free goes to the curve.
+    """
+    return _Screen(status, full_screen=full_screen)
 
 
 def exam_panel(exam: Sequence[ExamResult], history: Sequence[ExamPoint], most: int | None = None) -> RenderableType:
@@ -100,18 +104,22 @@ def clock(seconds: float) -> str:
 
 
 class _Screen:
-    def __init__(self, status: Status) -> None:
-        self.status = status
+    def __init__(self, status: Status, *, full_screen: bool) -> None:
+        self.status, self.full_screen = status, full_screen
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         status = self.status
         wide = options.max_width >= WIDE
-        most = None if options.height is None else max(3, options.height - (16 if wide else 19))
+        height = options.max_height if self.full_screen else None  # rich resets options.height on the way to here
+        most = None if height is None else max(3, height - (16 if wide else 19))
         exam = exam_panel(status["exam"], status["exam_history"], most)
-        memory, latency = _memory(status, legend=wide), _latency(status)
+        spare = 0 if height is None else height - 11 - max(1, min(len(status["exam"]), most or 0))
+        legend = wide and (height is None or height >= 17 + len(status["plan"]))
+        memory, latency = _memory(status, legend=legend), _latency(status)
         yield _header(status)
         if wide:
-            yield _beside(Group(_accuracy(status, 6), exam), Group(memory, latency), ratios=(3, 2))
+            curve = _accuracy(status, min(max(spare, 6), MOST_CURVE))
+            yield _beside(Group(curve, exam), Group(memory, latency), ratios=(3, 2))
         else:
             yield _accuracy(status, 3)
             yield exam

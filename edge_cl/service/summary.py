@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
@@ -11,14 +13,21 @@ from edge_cl.service.dashboard import clock, drops, exam_panel, limit, percent, 
 from edge_cl.service.status import Summary
 from edge_cl.units import format_bytes
 
+NOTICED: Final = 0.005  # half a point of accuracy: the exam panel shows whole ones
 
-def summary(result: Summary) -> RenderableType:
-    """A finished run as a table of facts under the exam's result; what the summary lacks is left out."""
+
+def summary(result: Summary, *, next_step: str = "") -> RenderableType:
+    """A finished run as a table of facts under the exam's result; what the summary lacks is left out.
+
+    `next_step` is a command that the reader may want now; it stands alone on the last line, ready to be copied.
+    """
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="bright_black", no_wrap=True)
     facts.add_column()
     for name, fact in _facts(result):
         facts.add_row(name, fact)
+    if next_step:
+        facts.add_row("next", Text(next_step, "bold", overflow="fold"))
     panel = Panel(facts, title="summary", title_align="left", border_style="cyan")
     exam = result.get("exam", [])
     return Group(exam_panel(exam, result.get("exam_history", [])), panel) if exam else panel
@@ -32,11 +41,17 @@ def _facts(result: Summary) -> list[tuple[str, RenderableType]]:
         ("learnt", f"{learnt}, {result.get('consolidations', 0):,} consolidations{took}"),
         (
             "accuracy",
-            percent(result.get("prequential_accuracy")) + Text(" of all answers, each given before it was learnt"),
+            Text.assemble(
+                percent(result.get("prequential_accuracy")), " of all answers, each given before its sample was learnt"
+            ),
         ),
     ]
+    if result.get("exam"):
+        facts.append(("forgotten", _forgotten(result)))
     if result.get("test_accuracy") is not None:
-        facts.append(("test split", percent(result.get("test_accuracy")) + Text(", the snapshot in onnxruntime")))
+        facts.append(
+            ("test split", Text.assemble(percent(result.get("test_accuracy")), ", the snapshot in onnxruntime"))
+        )
     return [
         *facts,
         (
@@ -49,3 +64,18 @@ def _facts(result: Summary) -> list[tuple[str, RenderableType]]:
         ("dropped", drops(result.get("dropped", {}))),
         ("snapshot", Text.assemble((str(plain(result.get("snapshot") or "none")), "bold"), overflow="fold")),
     ]
+
+
+def _forgotten(result: Summary) -> Text:
+    """The class that lost most, between its best exam of this run and its last one."""
+    history = result.get("exam_history", [])
+    worst, most = "", 0.0
+    for last in result.get("exam", []):
+        label, now = last["label"], last["accuracy"]
+        before = [point["accuracy"][label] for point in history if label in point["accuracy"]]
+        if now is not None and before and max(before) - now > most:
+            worst, most = label, max(before) - now
+    if most < NOTICED:
+        return Text("nothing: in its last exam every class did as well as in its best", "green")
+    words = f"{plain(worst)} most: {100 * most:.0f} points below its best exam"
+    return Text(words, "red" if most >= 0.1 else "yellow")
