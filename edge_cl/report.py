@@ -70,6 +70,7 @@ class Report:
             "accuracy": {self._name(c): accuracy for c, (_, accuracy) in exam.items()},
         }
         self.exam_history.append(point)
+        self.message = f"consolidation {self.learner.consolidations} at step {self.learner.steps:,}"
         if len(self.exam_history) > MOST_EXAM_POINTS:
             del self.exam_history[1::2]  # bounded for ever; the newest points stay the densest
 

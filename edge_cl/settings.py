@@ -110,7 +110,7 @@ class ModelSettings(Group):
     )
     max_classes: Classes = Field(
         default="auto",
-        description="Classes there is room for; new ones are added while running; auto: those the source names, 16 at "
+        description="Classes there is room for, whether they have come yet or not; auto: those the source names, 16 at "
         "least. Each costs one output row in the model, its anchor and its Fisher.",
     )
 
@@ -151,7 +151,7 @@ class LearningSettings(Group):
         ge=1,
         le=256,
         description="CPU threads of the arithmetic. More can make wide models faster and takes the cores from others; "
-        "part of the state, because other counts round differently.",
+        "other counts round differently, so repeat a run with the same one.",
     )
 
 
@@ -168,7 +168,7 @@ class ReplaySettings(Group):
         ge=0,
         le=4096,
         description="Old samples mixed into each step; 0: none. More forgets less; a step takes time in proportion. "
-        "The first thing given up when a step would be late.",
+        "The first thing to lower when a step is late.",
     )
     policy: Literal["balanced", "reservoir"] = Field(
         default="balanced",

@@ -85,3 +85,12 @@ def test_a_range_that_truly_grew_gets_through() -> None:
     for _ in range(60):
         layer.observe(torch.tensor([[-1000.0], [1000.0]] * 50))
     assert float(layer.variance.sqrt()) > 300
+
+
+def test_small_variation_on_a_large_level_is_not_lost_in_rounding() -> None:
+    """Air pressure: 101,325 ± 1 Pa. Float32 has seven digits, so squares of the level itself would swallow the ±1."""
+    x = np.random.default_rng(0).normal(101_325.0, 1.0, (100, 1)).astype(np.float32)
+    layer = Standardise((1,))
+    for start in range(0, 100, 10):
+        layer.observe(torch.from_numpy(x[start : start + 10]))
+    assert float(layer.variance) == pytest.approx(float(x.astype(np.float64).var()), rel=0.02)

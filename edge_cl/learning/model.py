@@ -51,16 +51,6 @@ class Blueprint:
         return self.layers[-1].shapes["bias"][0]
 
     @property
-    def n_activations(self) -> int:
-        """Numbers that one sample's forward pass keeps for its backward pass."""
-        shape = self.standardised_shape
-        count = prod(shape)
-        for layer in self.layers:
-            shape = layer.output_shape(shape)
-            count += prod(shape)
-        return count
-
-    @property
     def standardised_shape(self) -> Shape:
         """Shape of a sample as the first layer takes it: channels first."""
         return self.layout if len(self.layout) == 1 else (self.layout[-1], *self.layout[:-1])

@@ -46,7 +46,11 @@ class Standardise:
 
     def observe(self, x: Tensor) -> None:
         """Take the samples x (B, ...) into the statistics."""
-        self._merge(x.to(torch.float32).reshape(-1, *self.layout).sub(self.mean))
+        raw = x.to(torch.float32).reshape(-1, *self.layout)
+        if self.seen == 0:
+            # From a far-off mean the variance would be the small difference of two large numbers.
+            self.mean.copy_(raw.reshape(-1, self.layout[-1]).mean(0))
+        self._merge(raw - self.mean)
 
     def refresh(self) -> None:
         """Derive the factor of the forward pass from the statistics, after they changed or were restored."""
@@ -64,7 +68,7 @@ class Standardise:
         """
         raw = x.to(torch.float32).reshape(-1, *self.layout)
         if learn is not None and self.seen == 0:
-            self._merge(raw[learn] - self.mean)
+            self.observe(raw[learn])
             learn = None
         centred = raw.sub_(self.mean) if raw.data_ptr() != x.data_ptr() else raw.sub(self.mean)
         y = centred.mul(self.inverse_deviation).clamp_(-self.LIMIT, self.LIMIT)
