@@ -93,6 +93,7 @@ def test_exam_samples_are_never_learnt() -> None:
     assert not held & learnt
     assert learner.learnt + sum(learner.exam.n_seen) == 1200
     assert learner.learnt == sum(learner.replay.n_seen)
+    learner.consolidate()
     results = learner.examine()
     assert {label: n for label, (n, _) in results.items()} == {0: 25, 1: 25}
     assert all(accuracy > 0.9 for _, accuracy in results.values())

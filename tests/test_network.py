@@ -15,6 +15,7 @@ from edge_cl.learning.layers import (
     GroupNorm,
     Layer,
     Linear,
+    LogVariancePool,
     MaxPool,
     ReLU,
 )
@@ -46,6 +47,7 @@ NETWORKS = {
     ),
     "max pooling of a signal": lambda: signal_network(Conv(6, 5, [3]), ReLU(), MaxPool(2, 1), features=5 * 11),
     "max pooling of an image": lambda: image_network(Conv(6, 5, [2, 2]), MaxPool(2, 2), features=5 * 4 * 3),
+    "log variance": lambda: signal_network(Conv(6, 8, [5]), LogVariancePool(), features=8),
     "global average": lambda: signal_network(GroupNorm(6, 2), Conv(6, 8, [5]), GlobalAveragePool(), features=8),
 }
 

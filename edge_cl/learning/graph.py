@@ -35,14 +35,15 @@ def graph(blueprint: Blueprint, n_classes: int) -> dict[str, Any]:
 
 
 def _wire(chain: list[tuple[str, list[Node]]], head: str, n_classes: int) -> dict[str, Any]:
-    """Give every node its inputs and output: each takes the one before it."""
+    """Give every node its inputs and output; names that nodes take and give hold within their layer."""
     nodes: list[dict[str, Any]] = []
     weights: dict[str, list[int]] = {}
     constants: dict[str, dict[str, Any]] = {}
     flowing = "input"
     for layer, layer_nodes in chain:
+        outputs = {"x": flowing}
         for node in layer_nodes:
-            inputs = [flowing]
+            inputs = [outputs[name] if name else flowing for name in node.takes]
             for key, shape in node.parameters.items():
                 inputs.append(f"{layer}.{key}")
                 weights[inputs[-1]] = [n_classes, *shape[1:]] if layer == head else list(shape)
@@ -50,6 +51,7 @@ def _wire(chain: list[tuple[str, list[Node]]], head: str, n_classes: int) -> dic
                 inputs.append(f"constant.{len(constants)}")
                 constants[inputs[-1]] = {"dtype": dtype, "values": list(values)}
             flowing = f"h{len(nodes)}"
+            outputs[node.gives] = flowing
             nodes.append({"op": node.op, "inputs": inputs, "outputs": [flowing], "attributes": dict(node.attributes)})
     nodes[-1]["outputs"] = ["probabilities"]
     return {"nodes": nodes, "weights": weights, "constants": constants}

@@ -28,15 +28,18 @@ Shape = tuple[int, ...]  # of one sample, without the batch
 
 @dataclass(frozen=True)
 class Node:
-    """One ONNX node in a chain: its inputs are the previous node's output, then `parameters`, then `constants`.
+    """One ONNX node of a layer. Its inputs are `takes`, then `parameters`, then `constants`.
 
-    `parameters` gives the layer's own names and the shape in which the graph wants them.
+    `takes` names outputs within the layer: "" is that of the node before, "x" the layer's input, any other name the
+    node whose `gives` it is. `parameters` are the layer's own, in the shape in which the graph wants them.
     """
 
     op: str
     parameters: dict[str, Shape] = field(default_factory=dict)
     constants: tuple[tuple[str, tuple[float, ...]], ...] = ()  # (dtype, values)
     attributes: dict[str, int | float | list[int]] = field(default_factory=dict)
+    takes: tuple[str, ...] = ("",)
+    gives: str = ""
 
 
 def reshape(shape: Shape) -> Node:
@@ -330,6 +333,57 @@ class MaxPool(Layer):
 
     def nodes(self, shape: Shape) -> list[Node]:
         return [Node("MaxPool", attributes={"kernel_shape": self.size, "strides": self.size})]
+
+
+class LogVariancePool(Layer):
+    """What a filter bank heard, (B, C, L) to (B, C): half of the channels by their loudness, half by their level.
+
+    y_c = SCALE · ln(variance over positions + EPSILON)  for c < C / 2,   y_c = mean of max(x, 0)  for the others.
+
+    The logarithm makes a faint sway and a hard shake equally visible: to a sum of rectified responses the faint one is
+    nothing. Log-variance of filtered signals: common spatial patterns (Blankertz et al. 2008), learnt end to end by
+    Schirrmeister et al. 2017.
+    """
+
+    EPSILON = 1e-4  # of a standardised signal's variance: below a hundredth of its deviation all is silence
+    SCALE = 0.3  # the logs of five decades come to lie within about ±1, as the means do
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.half = x.shape[1] // 2
+        self.length = x.shape[2]
+        heard = x[:, : self.half]
+        self.centred = heard - heard.mean(2, keepdim=True)
+        self.variance = self.centred.square().mean(2).add(self.EPSILON)
+        self.rectified = x[:, self.half :].relu()
+        return torch.cat([self.variance.log() * self.SCALE, self.rectified.mean(2)], 1)
+
+    def upstream(self, delta: Tensor) -> Tensor:
+        # ∂ variance / ∂x = 2 (x - mean) / L: the mean's own derivative cancels, for deviations sum to zero.
+        loudness = delta[:, : self.half] / self.variance * (2 * self.SCALE / self.length)
+        level = delta[:, self.half :] / self.length
+        return torch.cat([self.centred * loudness.unsqueeze(2), (self.rectified > 0) * level.unsqueeze(2)], 1)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return shape[:1]
+
+    def nodes(self, shape: Shape) -> list[Node]:
+        channels, half = shape[0], shape[0] // 2
+        over_time: dict[str, int | float | list[int]] = {"axes": [2]}
+        loud = ("float32", (*[self.SCALE] * half, *[0.0] * (channels - half)))
+        level = ("float32", (*[0.0] * half, *[1.0] * (channels - half)))
+        return [
+            Node("ReduceMean", attributes={**over_time, "keepdims": 1}, takes=("x",), gives="mean"),
+            Node("Sub", takes=("x", "mean")),
+            Node("Mul", takes=("", "")),
+            Node("ReduceMean", attributes={**over_time, "keepdims": 0}),
+            Node("Add", constants=(("float32", (self.EPSILON,)),)),
+            Node("Log"),
+            Node("Mul", constants=(loud,), gives="loudness"),
+            Node("Relu", takes=("x",)),
+            Node("ReduceMean", attributes={**over_time, "keepdims": 0}),
+            Node("Mul", constants=(level,)),
+            Node("Add", takes=("", "loudness")),
+        ]
 
 
 class GlobalAveragePool(Layer):

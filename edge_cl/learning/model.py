@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from edge_cl.learning.arena import Arena, Parameters
-from edge_cl.learning.layers import Conv, Flatten, GlobalAveragePool, GroupNorm, Layer, Linear, ReLU, Shape
+from edge_cl.learning.layers import Conv, Flatten, GroupNorm, Layer, Linear, LogVariancePool, ReLU, Shape
 from edge_cl.learning.standardise import Standardise
 
 MOST_CHANNELS = 16  # of a window: (128, 9) is a signal of nine channels, (28, 28) an image
 SHORTEST_SIGNAL = 64  # (1024,) is a signal of one channel, (8,) a vector of features
-KERNEL, KERNEL_STRIDE = 25, 4  # of a signal's filters, in rows
+KERNEL = 9  # rows of a signal's filters
 GROUPS = 4  # of a GroupNorm: few enough that the level of a channel against its neighbours is kept
 
 
@@ -142,18 +142,17 @@ def mlp(shape: Shape, n_outputs: int, width: int) -> Blueprint:
 
 
 def cnn1d(shape: Shape, n_outputs: int, width: int) -> Blueprint:
-    """One wide convolution, a bank of 4 x width learnt filters, and their mean response over time; (L,) or (L, C).
+    """A bank of 4 x width learnt filters, their loudness and level over the window, one hidden layer; (L,) or (L, C).
 
-    On UCI HAR with unseen subjects (4 folds of the training subjects, two seeds each) one wide layer was ahead of two
-    and three narrower ones. The norm takes all filters together: what is kept of a window is the shape of its spectrum,
-    not its loudness.
+    Chosen on UCI HAR's training subjects (four folds of subjects, two seeds each) from some forty shapes: one to four
+    convolutions ended at 92 to 93 %, log-variance in place of rectified means half a point above them in each order.
     """
     if len(shape) > 2:
         raise ValueError(f"model.kind: cnn1d takes samples of shape (length,) or (length, channels) (got {shape})")
     length, channels = shape if len(shape) == 2 else (*shape, 1)
-    filters = 4 * width
-    convolution = Conv(channels, filters, [KERNEL], stride=KERNEL_STRIDE, padding=KERNEL // 2)
-    layers = [convolution, GroupNorm(filters, 1), ReLU(), GlobalAveragePool(), Linear(filters, n_outputs)]
+    filters, hidden = 4 * width, 2 * width
+    bank = Conv(channels, filters, [KERNEL], stride=2, padding=KERNEL // 2)
+    layers = [bank, LogVariancePool(), Linear(filters, hidden), ReLU(), Linear(hidden, n_outputs)]
     return Blueprint("cnn1d", shape, (length, channels), layers)
 
 
