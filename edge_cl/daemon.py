@@ -126,6 +126,8 @@ class Daemon:
             on_status=self.on_status,
             exam=self.learner.examine(),
         )
+        if found is not None:
+            self.report.exam_history = found.meta["exam_history"]
         resumed = f"going on after {self.learner.learnt:,} samples learnt" if found else "a new learner"
         self.report.say("; ".join([resumed, *self.store.faults, *self.publisher.faults]))
 
@@ -280,6 +282,7 @@ class Daemon:
             "window": {k: v for k, v in window.items() if not isinstance(v, np.ndarray)},
             "waiting": [[*o.id, o.time_us, o.label] for o in self.waiting],
             "label_names": self.label_names,
+            "exam_history": self.report.exam_history,
             "published_steps": self.published_steps,
             "telemetry": [self.telemetry.samples, self.telemetry.labelled, self.telemetry.hits],
         }
