@@ -62,7 +62,7 @@ def plan(
 ) -> Plan:
     """Count everything else first; what the budget leaves goes to replay, up to `replay_limit` samples.
 
-    For P parameters: 4 P parameters + 2 P anchor (float16) + P Fisher codes + 2 P working slices of the pull
+    For P parameters: 4 P parameters + 2 P anchor (float16) + P Fisher codes + P working slices of the pull
     + 8 P snapshot (the template and the copy that is filled) + exam + queue + window + replay.
     Raises BudgetExceeded, with what is missing and what would mend it, if not one sample of replay is left.
     """

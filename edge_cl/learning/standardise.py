@@ -42,7 +42,7 @@ class Standardise:
     @property
     def output_shape(self) -> tuple[int, ...]:
         """Shape of one standardised sample."""
-        return self.layout if len(self.layout) == 1 else (self.layout[-1], *self.layout[:-1])
+        return channels_first(self.layout)
 
     def observe(self, x: Tensor) -> None:
         """Take the samples x (B, ...) into the statistics."""
@@ -113,3 +113,12 @@ class Standardise:
             order = [0, len(self.layout), *range(1, len(self.layout))]
             nodes.append(Node("Transpose", attributes={"perm": order}))
         return nodes
+
+
+def channels_first(layout: Shape) -> Shape:
+    """Shape of a standardised sample, from how a raw one lies in memory with its channels last.
+
+    >>> channels_first((28, 28, 3)), channels_first((8,))
+    ((3, 28, 28), (8,))
+    """
+    return layout if len(layout) == 1 else (layout[-1], *layout[:-1])
