@@ -2,6 +2,7 @@
 # make test    all tests
 # make check   lint, format, types, layers
 # make venv    only the virtual environment; each of the above makes it if it is missing or out of date
+# make peers   one more, .venv-peers: Avalanche, for tools/bench_step.py and bench_fisher.py to compare with
 #
 # Variables: PYTHON=path, TORCH_INDEX=URL (see tools/make-venv), SAMPLES=frames and SPEED=times-real-time for `make run`.
 
@@ -18,6 +19,7 @@ export PYTHON TORCH_INDEX
 VENV_PYTHON := .venv/bin/python
 FOR_RUN := .venv/.installed-run
 FOR_DEV := .venv/.installed-dev
+FOR_PEERS := .venv-peers/.installed
 
 # An interpreter that was upgraded away from under .venv makes everything in it out of date.
 ifneq ($(shell $(VENV_PYTHON) -c 'print("works")' 2>/dev/null),works)
@@ -25,7 +27,7 @@ ifneq ($(shell $(VENV_PYTHON) -c 'print("works")' 2>/dev/null),works)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check venv
+.PHONY: help run test check venv peers
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -47,6 +49,8 @@ check: $(FOR_DEV)
 
 venv: $(FOR_DEV)
 
+peers: $(FOR_PEERS)
+
 $(FOR_RUN): pyproject.toml constraints.txt
 	@tools/make-venv run
 	@touch $@
@@ -55,3 +59,7 @@ $(FOR_RUN): pyproject.toml constraints.txt
 $(FOR_DEV): pyproject.toml constraints.txt
 	@tools/make-venv dev
 	@touch $(FOR_RUN) $@
+
+$(FOR_PEERS): tools/make-peers constraints.txt
+	@tools/make-peers
+	@touch $@

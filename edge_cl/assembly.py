@@ -6,6 +6,7 @@ Daemon, `check` and `export` all build their learner here, so that they mean the
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +15,9 @@ import torch
 from edge_cl.budget import Plan, plan
 from edge_cl.config import Config
 from edge_cl.errors import OperatorError
-from edge_cl.learning.learner import Learner, Rule
-from edge_cl.learning.model import Blueprint, Network, design
+from edge_cl.learning.learner import Learner, Rule, rows_of_a_step
+from edge_cl.learning.model import Blueprint, design
+from edge_cl.learning.network import Network
 from edge_cl.learning.replay import Reservoir
 from firmware_bridge.sample import Schema
 from firmware_bridge.window import Window
@@ -99,7 +101,10 @@ def plan_of(config: Config, task: Task, blueprint: Blueprint) -> Plan:
         queue_bytes=config.bridge.queue_bytes,
         window_bytes=task.window_bytes,
         replay_limit=config.replay.samples,
+        replay_bits=bits_of(config, blueprint),
         exam_samples=config.exam.samples if config.exam.share > 0 else 0,
+        batch_rows=rows_of_a_step(rule_of(config)),
+        on_gpu=device_of(config).type == "cuda",
     )
 
 
@@ -113,19 +118,40 @@ def make_learner(config: Config, task: Task, blueprint: Blueprint, planned: Plan
         n_classes=task.n_outputs,
         policy=config.replay.policy,
         seed=seed,
+        bits=bits_of(config, blueprint),
+        layout=blueprint.layout,
     )
     exam = Reservoir(planned.exam_samples, task.shape, task.dtype, n_classes=task.n_outputs, seed=seed + 1)
-    return Learner(Network(blueprint, seed=seed), replay, exam, rule_of(config), seed=seed + 2)
+    network = Network(blueprint, seed=seed, device=device_of(config))
+    return Learner(network, replay, exam, rule_of(config), seed=seed + 2)
+
+
+def bits_of(config: Config, blueprint: Blueprint) -> int | None:
+    """Bits of a stored value; None, as the sensor made it, also for vectors, in which there is no span to share."""
+    return None if len(blueprint.layout) == 1 else config.replay.bits
+
+
+def device_of(config: Config) -> torch.device:
+    """Where the arithmetic is done. Raises OperatorError if that is to be a GPU and torch can use none."""
+    wanted, there = config.learning.device, torch.cuda.is_available()
+    if wanted == "cuda" and not there:
+        raise OperatorError(
+            "learning.device: torch can use no NVIDIA GPU here (got cuda)",
+            hint="set learning.device to auto or cpu, or install the torch made for this machine",
+        )
+    return torch.device("cuda" if there and wanted != "cpu" else "cpu")
 
 
 def rule_of(config: Config) -> Rule:
     """The numbers of a learning step."""
     return Rule(
         learning_rate=config.learning.learning_rate,
+        batch_size=config.learning.batch_size,
         label_smoothing=config.learning.label_smoothing,
         replay_per_step=config.replay.per_step,
         ewc_lambda=config.consolidation.ewc_lambda,
         gamma=config.consolidation.gamma,
+        fisher=config.consolidation.fisher,
         fisher_samples=config.consolidation.fisher_samples,
         rehearsal_passes=config.consolidation.rehearsal_passes,
         exam_share=config.exam.share,
@@ -133,7 +159,27 @@ def rule_of(config: Config) -> Rule:
 
 
 def fingerprint(task: Task, blueprint: Blueprint) -> str:
-    """What a state directory belongs to: a network and its samples, in words that an error message can show."""
-    names = list(task.label_names)
-    widths = [list(shape) for shape in blueprint.parameter_shapes.values()]
-    return f"{blueprint.kind} on {task.dtype} {list(task.shape)}, parameters {json.dumps(widths)}, labels {names}"
+    """What a state directory belongs to: a network and its samples, in words that an error message can show.
+
+    Not the number of classes: a head may grow (`check_classes`).
+    """
+    *body, head = [list(shape) for shape in blueprint.parameter_shapes.values() if len(shape) > 1]
+    return f"{blueprint.kind} on {task.dtype} {list(task.shape)}, weights {json.dumps([*body, head[1:]])}"
+
+
+def check_classes(task: Task, n_outputs: int, names: Sequence[str]) -> None:
+    """Whether a learner of this task can go on from one with `n_outputs` classes, called `names` as far as known.
+
+    Raises OperatorError if it has less room, or calls a class otherwise than it was learnt.
+    """
+    if n_outputs > task.n_outputs:
+        raise OperatorError(
+            f"model.max_classes: must be at least {n_outputs}, which the state has learnt with (got {task.n_outputs})",
+            hint=f"set model.max_classes to {n_outputs} or more, or name another state directory",
+        )
+    if task.label_names and task.label_names[: len(names)] != tuple(names):
+        raise OperatorError(
+            f"labels: must begin with those the state was learnt with, {', '.join(names)} "
+            f"(got {', '.join(task.label_names)})",
+            hint="new names go behind the old ones; for other classes, name another state directory",
+        )

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_cl.errors import BudgetExceeded
-from edge_cl.learning.anchor import SLICES
+from edge_cl.learning.anchor import slices
+from edge_cl.learning.batch import batch_bytes
+from edge_cl.learning.draws import DRAWS_BYTES
 from edge_cl.learning.model import Blueprint
 from edge_cl.learning.replay import bytes_per_sample
 
@@ -58,24 +60,32 @@ def plan(
     queue_bytes: int,
     window_bytes: int = 0,
     replay_limit: int | None,
+    replay_bits: int | None = None,
     exam_samples: int,
+    batch_rows: int,
+    on_gpu: bool = False,
 ) -> Plan:
     """Count everything else first; what the budget leaves goes to replay, up to `replay_limit` samples.
 
-    For P parameters: 4 P parameters + 2 P anchor (float16) + P Fisher codes + P working slices of the pull
-    + 8 P snapshot (the template and the copy that is filled) + exam + queue + window + replay.
+    For P parameters: 4 P parameters + 2 P anchor (float16) + P Fisher codes + P / 2 working slices of the pull
+    + 8 P snapshot (the template and the copy that is filled) + exam + queue + window + the rows of a step + replay.
+    A GPU pulls all parameters at once and holds the rows of a step a second time.
     Raises BudgetExceeded, with what is missing and what would mend it, if not one sample of replay is left.
     """
-    P = blueprint.n_parameters
-    sample = bytes_per_sample(blueprint.shape, dtype)
+    P, C = blueprint.n_parameters, blueprint.n_outputs
+    raw = bytes_per_sample(blueprint.shape, dtype)
+    sample = bytes_per_sample(blueprint.shape, dtype, bits=replay_bits, layout=blueprint.layout)
     counted = [
         Part("parameters", 4 * P),
         Part("anchor", 2 * P),
         Part("fisher", P),
-        Part("pull workspace", 2 * 4 * -(-P // SLICES)),
-        Part("input statistics", 3 * 4 * blueprint.layout[-1]),
+        Part("pull workspace", 2 * 4 * -(-P // slices(on_gpu))),
+        Part("input statistics", 4 * 4 * blueprint.layout[-1]),
+        Part("targets", 4 * C * C),
+        Part("random numbers", 2 * DRAWS_BYTES),
+        Part("batch", (2 if on_gpu else 1) * batch_bytes(batch_rows, blueprint.shape, dtype)),
         Part("snapshot", 2 * (4 * P + GRAPH_BYTES)),
-        Part("exam", exam_samples * sample),
+        Part("exam", exam_samples * raw),
         Part("queue", queue_bytes),
         Part("window", window_bytes),
     ]

@@ -66,7 +66,7 @@ def measure(config: Config, *, state: Path | None, source_url: str) -> list[Chec
     if state is None:
         _fill(learner, task, rng)
     else:
-        _restore(learner, state, assembly.fingerprint(task, blueprint))
+        _restore(learner, state, task, assembly.fingerprint(task, blueprint))
     x, y = _samples(task, config.learning.batch_size, rng)
     predict = _p99(lambda: learner.predict(x[:1]))
     step = _p99(lambda: learner.learn(x, y))
@@ -92,16 +92,18 @@ def _plan(config: Config, task: assembly.Task, blueprint: Blueprint) -> Plan:
 
 def _fill(learner: Learner, task: assembly.Task, rng: np.random.Generator) -> None:
     """Bring it to where it will spend its life: replay full, an anchor to be pulled to."""
+    learner.learn(*_samples(task, learner.rule.batch_size, rng))
     while learner.replay.size < learner.replay.capacity:
-        learner.learn(*_samples(task, 256, rng))
+        learner.replay.offer(*_samples(task, 256, rng))
     learner.consolidate()
 
 
-def _restore(learner: Learner, state: Path, model: str) -> None:
+def _restore(learner: Learner, state: Path, task: assembly.Task, model: str) -> None:
     check_state_dir(state)
     found = CheckpointStore(state, model=model).load()
     if found is None:
         raise OperatorError(f"{state}: no learner was saved there yet", hint="leave --state out to check a new one")
+    assembly.check_classes(task, len(found.arrays["seen"]), found.meta["label_names"])
     learner.restore(found.arrays, found.meta["learner"])
 
 

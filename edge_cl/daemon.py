@@ -290,8 +290,9 @@ class Daemon:
 
     def _restore(self, found: Checkpoint, *, same_source: bool) -> None:
         arrays, meta = found.arrays, found.meta
+        assembly.check_classes(self.task, len(arrays["seen"]), meta["label_names"])
         self.learner.restore(arrays, meta["learner"])
-        self.label_names[:] = meta["label_names"]
+        self.label_names[:] = self.task.label_names or meta["label_names"]
         self.published_steps = meta["published_steps"]
         self.telemetry.restore(*meta["telemetry"])
         for values, (stream, boot, seq, time_us, label) in zip(arrays["waiting"], meta["waiting"], strict=True):

@@ -153,6 +153,11 @@ class LearningSettings(Group):
         description="CPU threads of the arithmetic. More can make wide models faster and takes the cores from others; "
         "other counts round differently, so repeat a run with the same one.",
     )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto",
+        description="Where the arithmetic is done; auto: on an NVIDIA GPU that torch can use, else on the CPU. A GPU "
+        "pays for wide models, and rounds differently from run to run.",
+    )
 
 
 class ReplaySettings(Group):
@@ -174,6 +179,11 @@ class ReplaySettings(Group):
         default="balanced",
         description="balanced: an equal share for each class, so that rare ones stay; reservoir: a uniform sample of "
         "all that came. Equal cost.",
+    )
+    bits: Literal[2, 4, 8] | None = Field(
+        default=None,
+        description="Bits a stored value, over each sample's own span; null: the sensor's own integers. Fewer keep "
+        "more samples in the same bytes, each one coarser.",
     )
 
 
@@ -204,6 +214,11 @@ class ConsolidationSettings(Group):
         ge=1,
         description="Replay samples the Fisher is measured on. More is a steadier measure; a consolidation takes time "
         "in proportion.",
+    )
+    fisher: Literal["exact", "sampled", "empirical"] = Field(
+        default="exact",
+        description="Labels the Fisher asks about. exact: every class by its probability; sampled: one drawn from the "
+        "model; empirical: the one observed. exact is the steadiest, and takes a pass a class.",
     )
     rehearsal_passes: Whole = Field(
         default=10,

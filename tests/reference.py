@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from edge_cl.learning.model import Network
+from edge_cl.learning.network import Network
 
 
 def autograd_gradient(network: Network, x: Tensor, loss_of_logits: Callable[[Tensor], Tensor]) -> Tensor:
@@ -16,11 +16,11 @@ def autograd_gradient(network: Network, x: Tensor, loss_of_logits: Callable[[Ten
     own = [layer.own for layer in network.layers]
     try:
         for layer, views in zip(network.layers, network._by_layer(flat), strict=True):
-            layer.own = views
+            layer.bind(views)
         (gradient,) = torch.autograd.grad(loss_of_logits(network.forward(x)), flat, allow_unused=True)
     finally:
         for layer, views in zip(network.layers, own, strict=True):
-            layer.own = views
+            layer.bind(views)
     return torch.zeros_like(flat) if gradient is None else gradient
 
 

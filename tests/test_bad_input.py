@@ -159,18 +159,32 @@ def test_samples_of_another_shape_than_the_model(here: Path, capsys: pytest.Capt
     x, y = make(30)
     save(here / "other.npz", x=x, y=y, label_names=np.array(["slow", "medium", "fast"]))
     told = refused(capsys, "--source", "recording:other.npz")
-    assert told.startswith("error: state holds what another model learnt: cnn1d on int16 [40, 3], parameters ")
-    assert f" on {x.dtype} {list(x.shape[1:])}, parameters " in told
+    assert told.startswith("error: state holds what another model learnt: cnn1d on int16 [40, 3], weights ")
+    assert f" on {x.dtype} {list(x.shape[1:])}, weights " in told
     assert told.endswith(
         "hint: go back to the configuration and source it was made with, or name another state directory\n"
     )
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("setting", ["model.width=5", "model.max_classes=9", "model.kind=mlp", "labels=[a, b, c]"])
+@pytest.mark.parametrize("setting", ["model.width=5", "model.kind=mlp"])
 def test_the_state_of_another_model(capsys: pytest.CaptureFixture[str], setting: str) -> None:
     told = refused(capsys, "--source", "recording:signals.npz", "-s", setting)
     assert told.startswith("error: state holds what another model learnt: ")
+
+
+@pytest.mark.usefixtures("here")
+def test_the_state_of_more_classes_or_of_others(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, "--source", "recording:signals.npz", "-s", "model.max_classes=9") == (
+        "error: model.max_classes: must be at least 16, which the state has learnt with (got 9)\n"
+        "hint: set model.max_classes to 16 or more, or name another state directory\n"
+    )
+    told = refused(capsys, "--source", "recording:signals.npz", "-s", "labels=[a, b, c]")
+    assert re.fullmatch(
+        r"error: labels: must begin with those the state was learnt with, \w+, \w+, \w+ \(got a, b, c\)\n"
+        r"hint: new names go behind the old ones; for other classes, name another state directory\n",
+        told,
+    )
 
 
 @pytest.mark.usefixtures("here")

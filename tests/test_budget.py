@@ -21,7 +21,13 @@ SAMPLE = bytes_per_sample((40, 3), INT16)
 
 def planned(budget_bytes: int, *, replay_limit: int | None = None, exam: int = 10, queue: int = 4096) -> Plan:
     return plan(
-        BLUEPRINT, INT16, budget_bytes=budget_bytes, queue_bytes=queue, replay_limit=replay_limit, exam_samples=exam
+        BLUEPRINT,
+        INT16,
+        budget_bytes=budget_bytes,
+        queue_bytes=queue,
+        replay_limit=replay_limit,
+        exam_samples=exam,
+        batch_rows=30,
     )
 
 
@@ -54,7 +60,7 @@ def test_the_least_budget_that_is_named_is_the_least_that_holds() -> None:
         planned(LEAST - 1)
     told = re.fullmatch(
         r"budget\.memory_bytes: must be at least ([\d,]+) to hold one sample of replay beside "
-        r"snapshot [\d,]+, .*parameters [\d,]+.* bytes \(got [\d,]+\)",
+        r"[a-z ]+ [\d,]+, .* bytes \(got [\d,]+\)",
         str(caught.value),
     )
     assert told

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reference import exact_fisher_by_loop, fisher_by_loop
+from reference import autograd_gradient, exact_fisher_by_loop, fisher_by_loop
 from torch import Tensor
 
 from edge_cl.learning import fisher as module
-from edge_cl.learning.fisher import fisher_diagonal
-from edge_cl.learning.model import Network, design
+from edge_cl.learning.fisher import fisher_diagonal, gaussian_fisher_diagonal
+from edge_cl.learning.model import design
+from edge_cl.learning.network import Network
 
 KINDS = {"mlp": (12,), "cnn1d": (70, 3), "cnn2d": (20, 20)}
 
@@ -79,5 +80,36 @@ def test_nothing_to_measure_and_unknown_kinds_are_refused() -> None:
     network, x, _ = made("mlp", 3)
     with pytest.raises(ValueError, match="at least one sample"):
         fisher_diagonal(network, x[:0])
-    with pytest.raises(ValueError, match=r"must be exact, sampled, or empirical with labels \(got kfac\)"):
+    with pytest.raises(ValueError, match=r"kind: must be one of exact, sampled, empirical \(got kfac\)"):
         fisher_diagonal(network, x, kind="kfac")
+    with pytest.raises(ValueError, match=r"labels: empirical needs one a sample \(got None\)"):
+        fisher_diagonal(network, x, kind="empirical")
+    with pytest.raises(ValueError, match=r"targets: empirical needs one a sample \(got 2\)"):
+        gaussian_fisher_diagonal(network, x, kind="empirical", targets=torch.zeros(2, 4))
+    with pytest.raises(ValueError, match=r"deviation: must be above 0 \(got 0.0\)"):
+        gaussian_fisher_diagonal(network, x, deviation=0.0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fisher_of_a_regression_equals_the_loop(kind: str) -> None:
+    """N(f(x), σ² I): the squared gradient of each output, over σ²."""
+    network, x, _ = made(kind, 5)
+    targets, sigma = torch.randn(5, 4), 0.7
+    exact, empirical = torch.zeros(2, network.arena.flat.numel())
+    for n in range(5):
+        one = x[n : n + 1]
+        for d in range(4):
+            exact += autograd_gradient(network, one, lambda f, d=d: f[0, d]) ** 2 / sigma**2 / 5
+        log_likelihood = lambda f, n=n: -((f[0] - targets[n]) ** 2).sum() / (2 * sigma**2)  # noqa: E731
+        empirical += autograd_gradient(network, one, log_likelihood) ** 2 / 5
+    assert relative_error(gaussian_fisher_diagonal(network, x, deviation=sigma), exact) < 1e-5
+    measured = gaussian_fisher_diagonal(network, x, kind="empirical", deviation=sigma, targets=targets)
+    assert relative_error(measured, empirical) < 1e-5
+
+
+def test_sampled_fisher_of_a_regression_is_the_exact_one_in_expectation() -> None:
+    network, x, _ = made("mlp", 40)
+    generator = torch.Generator().manual_seed(5)
+    runs = [gaussian_fisher_diagonal(network, x, kind="sampled", generator=generator) for _ in range(400)]
+    exact = gaussian_fisher_diagonal(network, x)
+    assert relative_error(torch.stack(runs).mean(0).sum(), exact.sum()) < 0.03

@@ -9,17 +9,18 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from edge_cl.learning.layers import (
+    Affine,
     Conv,
     Flatten,
-    GlobalAveragePool,
     GroupNorm,
     Layer,
+    LayerNorm,
     Linear,
-    LogVariancePool,
-    MaxPool,
     ReLU,
 )
-from edge_cl.learning.model import Blueprint, Network, choose_kind, design
+from edge_cl.learning.model import Blueprint, choose_kind, design
+from edge_cl.learning.network import Network
+from edge_cl.learning.pooling import GlobalAveragePool, LogVariancePool, MaxPool
 
 CLASSES = 4
 
@@ -48,6 +49,11 @@ NETWORKS = {
     "max pooling of a signal": lambda: signal_network(Conv(6, 5, [3]), ReLU(), MaxPool(2, 1), features=5 * 11),
     "max pooling of an image": lambda: image_network(Conv(6, 5, [2, 2]), MaxPool(2, 2), features=5 * 4 * 3),
     "log variance": lambda: signal_network(Conv(6, 8, [5]), LogVariancePool(), features=8),
+    "layer norm": lambda: Network(
+        Blueprint("mlp", (10,), (10,), [Linear(10, 12), LayerNorm(12), ReLU(), Linear(12, CLASSES)])
+    ),
+    "affine, of a signal": lambda: signal_network(Affine(6), Conv(6, 5, [3]), Affine(5), ReLU(), features=5 * 22),
+    "affine, of features": lambda: Network(Blueprint("mlp", (10,), (10,), [Affine(10), Linear(10, CLASSES)])),
     "global average": lambda: signal_network(GroupNorm(6, 2), Conv(6, 8, [5]), GlobalAveragePool(), features=8),
 }
 

@@ -10,32 +10,48 @@ from torch import Tensor
 
 CODES = 255  # largest code of a byte
 MOST_EVIDENCE = 10.0  # consolidations: without a cap the summed Fisher grows for months until nothing can be learnt
-SLICES = 8  # the arena is pulled an eighth a step, eight steps' worth at once: one slice stays within the cache
+SLICES = 16  # a sixteenth of the parameters is pulled a step, sixteen steps' worth at once: it stays within the cache
 SMALLEST = 1e-30  # keeps 0 / (0 + 1/ηλ) at zero for any λ
+HALF = 65504.0  # float16's range
+
+
+def slices(on_gpu: bool) -> int:
+    """Slices the parameters are pulled in: a GPU is slowed by the number of operations, not by the length of each."""
+    return 1 if on_gpu else SLICES
 
 
 class Anchor:
-    """θ* and the Fisher diagonal, as float16 and as 8-bit codes on a square-root scale.
+    """θ* and the Fisher diagonal of the live parameters θ (P,), as float16 and as 8-bit codes on a square-root scale.
 
     The penalty is ½ λ Σᵢ Fᵢ (θᵢ - θ*ᵢ)² (Kirkpatrick et al. 2017) with one anchor, the latest, and a running sum of
     Fishers (online EWC: Schwarz et al. 2018). It is applied implicitly, as a proximal step after the gradient step:
 
         θ ← θ + a (θ* - θ),   a = η λ F / (1 + η λ F),
 
-    which has the same minimiser and cannot overshoot: 0 ≤ a < 1 for every λ. The explicit gradient diverges as soon as
-    η λ F > 2. Codes: F = (code · scale)², so that small entries keep relative precision (LITERATURE.md §4).
+    which has the same minimiser and cannot overshoot: 0 ≤ a ≤ 1 for every λ. The explicit gradient diverges as soon as
+    η λ F > 2. Codes: F = (code · scale)², so that small entries keep relative precision (docs/DESIGN.md).
+
+    F is a mean over samples, as the loss is, so a λ means the same for any batch, replay memory and network: λ nats of
+    divergence from what was known weigh as much as one nat of loss. A row of the head whose class had not been seen has
+    F = 0 exactly and is not held.
+
+    `compact=False` keeps both in float32, eight bytes a parameter: what the three bytes are compared with.
     """
 
-    def __init__(self, n_parameters: int, device: torch.device | str = "cpu") -> None:
-        self.theta = torch.zeros(n_parameters, dtype=torch.float16, device=device)
-        self.codes = torch.zeros(n_parameters, dtype=torch.uint8, device=device)
+    def __init__(self, theta: Tensor, *, compact: bool = True) -> None:
+        P = theta.numel()
+        self.live = theta
+        self.theta = torch.zeros(P, dtype=torch.float16 if compact else torch.float32, device=theta.device)
+        self.codes = torch.zeros(P, dtype=torch.uint8 if compact else torch.float32, device=theta.device)
         self.scale = 0.0
         self.evidence = 0.0  # consolidations the summed Fisher stands for, at most MOST_EVIDENCE
-        length = -(-n_parameters // SLICES)
-        self._slices = [slice(start, min(start + length, n_parameters)) for start in range(0, n_parameters, length)]
-        self._pull = torch.empty(length, device=device)
-        self._target = torch.empty(length, device=device)
-        self.turn = 0
+        self.turn = 0  # which slice is pulled next
+        length = -(-P // slices(theta.device.type != "cpu"))
+        self._pull, self._target = torch.empty(2, length, device=theta.device)
+        parts = zip(*(torch.split(tensor, length) for tensor in (theta, self.theta, self.codes)), strict=True)
+        self._slices = [(*part, self._pull[: len(part[0])], self._target[: len(part[0])]) for part in parts]
+        self._offset = torch.ones((), device=theta.device)
+        self._offset_for = (0.0, 0.0)
 
     @property
     def nbytes(self) -> int:
@@ -45,13 +61,13 @@ class Anchor:
 
     def fisher(self) -> Tensor:
         """The decoded Fisher diagonal (P,)."""
-        return self.codes.to(torch.float32).mul_(self.scale).square_()
+        return self.codes.to(torch.float32, copy=True).mul_(self.scale).square_()
 
-    def consolidate(self, theta: Tensor, fisher: Tensor, gamma: float) -> None:
-        """Move the anchor to θ (P,) and merge a new Fisher diagonal (P,): F ← γ F + F_new.
+    def consolidate(self, fisher: Tensor, gamma: float) -> None:
+        """Move the anchor to where θ is and merge a new Fisher diagonal (P,): F ← γ F + F_new.
 
-        γ in [0, 1] forgets; beyond `MOST_EVIDENCE` consolidations the old sum is scaled down to make room for the new.
-        Raises ValueError if the Fisher diagonal is not finite and non-negative.
+        γ in [0, 1] forgets; γ = 0 leaves the new one alone. Beyond `MOST_EVIDENCE` consolidations the old sum is scaled
+        down to make room for the new. Raises ValueError if the Fisher diagonal is not finite and non-negative.
         """
         if not bool((fisher >= 0).all()) or not bool(torch.isfinite(fisher).all()):
             raise ValueError("fisher: every entry must be finite and at least 0")
@@ -59,25 +75,34 @@ class Anchor:
             gamma = (MOST_EVIDENCE - 1) / self.evidence
         merged = self.fisher().mul_(gamma).add_(fisher)
         self.evidence = gamma * self.evidence + 1
-        self.theta.copy_(theta.clamp(-65504, 65504))  # float16's range
-        root = merged.sqrt_()
+        self.theta.copy_(self.live.clamp(-HALF, HALF))
+        self._encode(merged)
+
+    def pull(self, strength: float) -> None:
+        """One proximal step of strength ηλ on a slice of θ, in place; at its turn each slice gets all turns' worth."""
+        if self.scale == 0 or strength == 0:
+            return
+        live, kept, codes, a, target = self._slices[self.turn]
+        self.turn = (self.turn + 1) % len(self._slices)
+        torch.mul(a.copy_(codes), a, out=a)  # F / scale²
+        a.div_(torch.add(a, self.offset_for(strength), out=target))  # ηλF / (ηλF + 1)
+        live.lerp_(target.copy_(kept), a)
+
+    def offset_for(self, strength: float) -> Tensor:
+        """1 / ηλ in units of the codes, as a tensor: it changes in place, where a captured graph reads it."""
+        if self._offset_for != (strength, self.scale):
+            self._offset_for = (strength, self.scale)
+            self._offset.fill_(max(1.0 / max(strength * len(self._slices) * self.scale**2, SMALLEST), SMALLEST))
+        return self._offset
+
+    def _encode(self, fisher: Tensor) -> None:
+        root = fisher.sqrt()
+        if self.codes.dtype != torch.uint8:
+            self.scale = 1.0
+            self.codes.copy_(root)
+            return
         self.scale = float(root.max()) / CODES
         if self.scale > 0:
             self.codes.copy_(root.div_(self.scale).round_().clamp_(0, CODES))
         else:
             self.codes.zero_()
-
-    def pull(self, theta: Tensor, strength: float) -> None:
-        """One proximal step of strength ηλ on an eighth of θ (P,), in place; each eighth has its turn."""
-        if self.scale == 0 or strength == 0:
-            return
-        part = self._slices[self.turn]
-        self.turn = (self.turn + 1) % len(self._slices)
-        size = part.stop - part.start
-        a, target = self._pull[:size], self._target[:size]
-        offset = max(1.0 / max(strength * len(self._slices) * self.scale**2, SMALLEST), SMALLEST)
-        a.copy_(self.codes[part]).square_()  # F / scale²
-        torch.add(a, offset, out=target)
-        a.div_(target)  # ηλF / (ηλF + 1)
-        target.copy_(self.theta[part])
-        theta[part].lerp_(target, a)

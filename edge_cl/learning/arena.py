@@ -47,6 +47,12 @@ class Arena:
             start = end
         return views
 
+    def to(self, device: torch.device | str) -> Arena:
+        """The same parameters on a device; views of this arena stay with it: who holds some must take new ones."""
+        moved = Arena(self.shapes, device)
+        moved.flat.copy_(self.flat)
+        return moved
+
     @property
     def nbytes(self) -> int:
         """Bytes of the parameters."""

@@ -1,16 +1,19 @@
 """The diagonal of the Fisher information, exact and per sample, in one backward pass a label.
 
-Knows a network's logits and its squared backward pass. Must not know what the diagonal is used for.
+Knows a network's outputs and its squared backward pass. Must not know what the diagonal is used for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from edge_cl.learning.model import Network
+from edge_cl.learning.network import Network
 
-CHUNK = 256  # samples a pass: the unfolded patches of a convolution stay within some megabytes
+KINDS = ("exact", "sampled", "empirical")
+CHUNK = 256  # samples a pass: one gradient a sample of a convolution stays within some megabytes
 
 
 def fisher_diagonal(
@@ -29,34 +32,80 @@ def fisher_diagonal(
     empirical: F = 1/N Σₙ (∂ log p(yₙ|xₙ)/∂θ)², with the labels observed
 
     It squares each sample's gradient and averages afterwards, so it does not depend on how x is cut into batches; the
-    square of a batch's mean gradient, which most code computes, is about 1/B of it (METHODS.md traps T-05, T-11).
+    square of a batch's mean gradient, which most code computes, is about 1/B of it.
     x (N, *shape) raw samples; `labels` (N,) for `empirical`; `classes` (C,) bool leaves out outputs not in use.
-    Raises ValueError if N is 0 or the kind is unknown. Kunstner et al. 2019; van de Ven 2025 on the variants.
+    Every pass answers as when deployed, and the network's mode is what it was before.
+    Raises ValueError if N is 0, the kind is unknown or labels are missing. Kunstner et al. 2019; van de Ven 2025.
     """
-    if len(x) == 0:
-        raise ValueError("x: the Fisher information needs at least one sample (got 0)")
+    _check(x, kind, labels, "labels")
+    kept = torch.ones(network.n_outputs, dtype=torch.bool) if classes is None else classes.cpu()
+    mask = torch.where(kept, 0.0, -torch.inf).to(x.device)
     fisher = torch.zeros_like(network.arena.flat)
-    for start in range(0, len(x), CHUNK):
-        logits = network.forward(x[start : start + CHUNK])
-        if classes is not None:
-            logits = logits.masked_fill(~classes, -torch.inf)
-        p = logits.softmax(1)
-        if kind == "exact":
-            for c in range(p.shape[1]):
-                if classes is None or bool(classes[c]):
-                    # √p scales the gradient so that its square carries the weight p.
-                    network.add_squares(_score(p, torch.full((len(p),), c)) * p[:, c : c + 1].sqrt(), fisher)
-        elif kind == "sampled":
-            network.add_squares(_score(p, torch.multinomial(p, 1, generator=generator)[:, 0]), fisher)
-        elif kind == "empirical" and labels is not None:
-            network.add_squares(_score(p, labels[start : start + CHUNK]), fisher)
-        else:
-            raise ValueError(f"kind: must be exact, sampled, or empirical with labels (got {kind})")
+    with network.evaluating():
+        for chunk in _chunks(len(x)):
+            p = (network.forward(x[chunk]) + mask).softmax(1)
+            for delta in _scores(p, kind, kept, labels[chunk] if labels is not None else None, generator):
+                network.add_squares(delta, fisher)
     return fisher.div_(len(x))
 
 
-def _score(p: Tensor, label: Tensor) -> Tensor:
-    """∂(-log p(label))/∂logits = p - onehot(label); its square is that of the log-likelihood's gradient."""
-    delta = p.clone()
-    delta[torch.arange(len(p)), label] -= 1.0
-    return delta
+def gaussian_fisher_diagonal(
+    network: Network,
+    x: Tensor,
+    *,
+    kind: str = "exact",
+    deviation: float = 1.0,
+    targets: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The same for a regression, whose outputs f(x) (C,) are the means of p(y|x; θ) = N(f(x), σ² I), (P,).
+
+    exact:     F = 1/N Σₙ Σ_d (∂f_d(xₙ)/∂θ)² / σ²
+    sampled:   F = 1/N Σₙ (Σ_d ε_d ∂f_d(xₙ)/∂θ)² / σ² with ε ~ N(0, I); the same in expectation
+    empirical: F = 1/N Σₙ (Σ_d (f_d(xₙ) - y_d) ∂f_d(xₙ)/∂θ)² / σ⁴, with the targets (N, C) observed
+
+    Raises ValueError if N is 0, σ is not positive, the kind is unknown or targets are missing. Amari 1998.
+    """
+    _check(x, kind, targets, "targets")
+    if not deviation > 0:
+        raise ValueError(f"deviation: must be above 0 (got {deviation})")
+    fisher = torch.zeros_like(network.arena.flat)
+    with network.evaluating():
+        for chunk in _chunks(len(x)):
+            outputs = network.forward(x[chunk])
+            if kind == "exact":
+                for one in torch.eye(outputs.shape[1], device=x.device):
+                    network.add_squares(one.expand_as(outputs) / deviation, fisher)
+            elif kind == "sampled":
+                noise = torch.randn(outputs.shape, generator=generator, device=x.device)
+                network.add_squares(noise / deviation, fisher)
+            elif targets is not None:
+                network.add_squares((outputs - targets[chunk]) / deviation**2, fisher)
+    return fisher.div_(len(x))
+
+
+def _scores(
+    p: Tensor, kind: str, kept: Tensor, labels: Tensor | None, generator: torch.Generator | None
+) -> Iterator[Tensor]:
+    """∂(-log p(y))/∂logits = p - onehot(y) for each label y that is asked about, times the root of its weight."""
+    if kind == "exact":
+        for c in torch.nonzero(kept).flatten().tolist():
+            delta = p.clone()
+            delta[:, c] -= 1.0
+            yield delta.mul_(p[:, c : c + 1].sqrt())  # squared, it carries the weight p(c)
+        return
+    label = torch.multinomial(p, 1, generator=generator)[:, 0] if labels is None or kind == "sampled" else labels
+    yield p.scatter_add(1, label.unsqueeze(1), p.new_full((len(p), 1), -1.0))
+
+
+def _chunks(n: int) -> Iterator[slice]:
+    return (slice(start, start + CHUNK) for start in range(0, n, CHUNK))
+
+
+def _check(x: Tensor, kind: str, observed: Tensor | None, name: str) -> None:
+    if len(x) == 0:
+        raise ValueError("x: the Fisher information needs at least one sample (got 0)")
+    if kind not in KINDS:
+        raise ValueError(f"kind: must be one of {', '.join(KINDS)} (got {kind})")
+    if kind == "empirical" and (observed is None or len(observed) != len(x)):
+        raise ValueError(f"{name}: empirical needs one a sample (got {None if observed is None else len(observed)})")

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_cl.learning.layers import Node
-from edge_cl.learning.model import Blueprint, Network
+from edge_cl.learning.model import Blueprint
+from edge_cl.learning.network import Network
 from edge_cl.learning.standardise import Standardise
 
 OPSET = 17  # what onnxruntime 1.12 and TensorRT 8.6 already read
@@ -59,9 +60,9 @@ def _wire(chain: list[tuple[str, list[Node]]], head: str, n_classes: int) -> dic
 
 def weights(network: Network, n_classes: int, seen: NDArray[np.bool_]) -> dict[str, NDArray[np.float32]]:
     """The values of the graph's weights now; classes not in `seen` (C,) get probability 0."""
-    values = {name: view.numpy() for name, view in network.arena.views.items()}
-    values["input.mean"] = network.standardise.mean.numpy()
-    values["input.inverse_deviation"] = network.standardise.inverse_deviation.numpy()
+    values = {name: view.cpu().numpy() for name, view in network.arena.views.items()}
+    values["input.mean"] = network.standardise.mean.cpu().numpy()
+    values["input.inverse_deviation"] = network.standardise.inverse_deviation.cpu().numpy()
     head = network.blueprint.named_layers()[-1][0]
     values[f"{head}.weight"] = np.where(seen[:n_classes, None], values[f"{head}.weight"][:n_classes], np.float32(0))
     values[f"{head}.bias"] = np.where(seen[:n_classes], values[f"{head}.bias"][:n_classes], np.float32(NEVER))

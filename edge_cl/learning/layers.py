@@ -11,17 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from edge_cl.learning.arena import Parameters
+from edge_cl.learning.patches import Patches
 
 aten = torch.ops.aten
 
-HAS_ONEDNN = bool(torch._C._has_mkldnn)
-LARGE = 100_000  # weights from which oneDNN's product beats MKL's, by a third for 784 x 256 on AVX-512
+# With AVX-512 oneDNN's product beats MKL's by a third for 784 x 256; without, it takes two or three times as long.
+ONEDNN_IS_FASTER = torch._C._has_mkldnn and torch.backends.cpu.get_cpu_capability() == "AVX512"
+LARGE = 100_000  # weights from which that is so
 
 Shape = tuple[int, ...]  # of one sample, without the batch
 
@@ -50,12 +52,16 @@ def reshape(shape: Shape) -> Node:
 class Layer:
     """One step of the network; a layer without parameters leaves the three parameter methods as they are.
 
-    `shapes` names the parameters; `own` holds the arena's views once `Network` has bound them.
+    `shapes` names the parameters; `own` holds them once the network has bound it to its arena.
     """
 
     def __init__(self) -> None:
         self.shapes: dict[str, Shape] = {}
         self.own: Parameters = {}
+
+    def bind(self, own: Parameters) -> None:
+        """Take these tensors as parameters: views into an arena."""
+        self.own = own
 
     def initialise(self, generator: torch.Generator) -> None:
         """Fill the parameters with their starting values."""
@@ -93,6 +99,10 @@ class Linear(Layer):
         super().__init__()
         self.shapes = {"weight": (outputs, inputs), "bias": (outputs,)}
 
+    def bind(self, own: Parameters) -> None:
+        super().bind(own)
+        self.transposed = own["weight"].t()
+
     def initialise(self, generator: torch.Generator) -> None:
         _uniform_fan_in(self.own["weight"], generator)
         self.own["bias"].zero_()
@@ -100,17 +110,18 @@ class Linear(Layer):
     def forward(self, x: Tensor) -> Tensor:
         self.x = x
         weight, bias = self.own["weight"], self.own["bias"]
-        if weight.numel() >= LARGE and x.device.type == "cpu" and HAS_ONEDNN:
+        if ONEDNN_IS_FASTER and weight.numel() >= LARGE and x.device.type == "cpu":
             y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
             return y
-        return torch.addmm(bias, x, weight.t())
+        return torch.addmm(bias, x, self.transposed)
 
     def upstream(self, delta: Tensor) -> Tensor:
         return delta @ self.own["weight"]
 
     def add_gradient(self, delta: Tensor, into: Parameters, alpha: float) -> None:
-        into["weight"].addmm_(delta.t(), self.x, alpha=alpha)  # δᵀ x
-        into["bias"].addmv_(delta.t(), delta.new_ones(len(delta)), alpha=alpha)
+        transposed = delta.t()
+        into["weight"].addmm_(transposed, self.x, alpha=alpha)  # δᵀ x
+        into["bias"].addmv_(transposed, _ones(len(delta), delta.device), alpha=alpha)  # δᵀ 1
 
     def add_squares(self, delta: Tensor, into: Parameters) -> None:
         # A sample's gradient is the outer product δ xᵀ, so its square is δ² (x²)ᵀ and the sum is one matrix product.
@@ -126,7 +137,11 @@ class Linear(Layer):
 
 
 class Conv(Layer):
-    """Convolution over one (x (B, C, L)) or two (x (B, C, H, W)) positions axes; W (O, C / groups, *kernel), b (O,)."""
+    """Convolution over one (x (B, C, L)) or two (x (B, C, H, W)) axes; W (O, C / groups, *kernel), b (O,).
+
+    A linear layer on patches (patches.py), with rows (G, B L, K) for G groups and L positions of a kernel that spans K
+    values: forward pass, update and squares are one matrix product each.
+    """
 
     def __init__(
         self,
@@ -141,58 +156,48 @@ class Conv(Layer):
     ) -> None:
         super().__init__()
         axes = len(kernel)
-        self.kernel = list(kernel)
+        self.kernel, self.groups = list(kernel), groups
         self.stride, self.padding, self.dilation = [stride] * axes, [padding] * axes, [dilation] * axes
-        self.groups = groups
         self.shapes = {"weight": (outputs, channels // groups, *kernel), "bias": (outputs,)}
+        self.patches = Patches(kernel, self.stride, self.padding, self.dilation, groups)
 
     def initialise(self, generator: torch.Generator) -> None:
         _uniform_fan_in(self.own["weight"], generator)
         self.own["bias"].zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        self.x = x
-        convolve = functional.conv1d if len(self.kernel) == 1 else functional.conv2d
-        own = self.own
-        return convolve(x, own["weight"], own["bias"], self.stride, self.padding, self.dilation, self.groups)
+        self.x = self.patches.unfold(x)
+        self.matrix = self._by_group(self.own["weight"]).movedim(1, -1).reshape(self.groups, self.x.shape[2], -1)
+        y = torch.baddbmm(self.own["bias"].view(self.groups, 1, -1), self.x, self.matrix)  # (G, B L, O / G)
+        positions = self.patches.positions[-len(self.kernel) :]
+        return y.transpose(0, 1).reshape(len(x), *positions, -1).movedim(-1, 1)
 
     def upstream(self, delta: Tensor) -> Tensor:
-        return self._backward(delta, (True, False, False))[0]
+        return self.patches.fold(torch.bmm(self._rows(delta), self.matrix.transpose(1, 2)))
 
     def add_gradient(self, delta: Tensor, into: Parameters, alpha: float) -> None:
-        _, weight, bias = self._backward(delta, (False, True, True))
-        into["weight"].add_(weight, alpha=alpha)
-        into["bias"].add_(bias, alpha=alpha)
-
-    def _backward(self, delta: Tensor, wanted: tuple[bool, bool, bool]) -> tuple[Tensor, Tensor, Tensor]:
-        outputs, axes = self.shapes["bias"], [0] * len(self.kernel)
-        geometry = (self.stride, self.padding, self.dilation, False, axes, self.groups)
-        result: tuple[Tensor, Tensor, Tensor] = aten.convolution_backward(
-            delta, self.x, self.own["weight"], outputs, *geometry, wanted
-        )
-        return result
+        rows = self._rows(delta)
+        self._add(torch.bmm(self.x.transpose(1, 2), rows), into["weight"], alpha)
+        into["bias"].add_(rows.sum(1).flatten(), alpha=alpha)
 
     def add_squares(self, delta: Tensor, into: Parameters) -> None:
-        patches = self._patches()  # (B, groups, K, L)
-        B, groups, K, L = patches.shape
-        delta = delta.reshape(B, groups, -1, L)
-        gradient = torch.matmul(delta, patches.transpose(2, 3))  # (B, groups, O / groups, K), one gradient a sample
-        into["weight"].view(groups, -1, K).add_(gradient.square_().sum(0))
-        into["bias"].add_(delta.sum(3).square_().sum(0).flatten())
+        rows, x = (torch.unflatten(t, 1, (len(delta), -1)) for t in (self._rows(delta), self.x))
+        gradient = torch.matmul(x.transpose(2, 3), rows)  # (G, B, K, O / G), one gradient a sample
+        self._add(gradient.square_().sum(1), into["weight"], 1.0)
+        into["bias"].add_(rows.sum(2).square_().sum(1).flatten())
 
-    def _patches(self) -> Tensor:
-        """The input values under the kernel at each output position, (B, groups, K, L)."""
-        one_axis = len(self.kernel) == 1
-        x = self.x.unsqueeze(2) if one_axis else self.x  # a signal is an image of height one
-        lead = (1,) if one_axis else ()
-        unfolded = functional.unfold(
-            x,
-            (*lead, *self.kernel),
-            dilation=(*lead, *self.dilation),
-            padding=(*([0] if one_axis else []), *self.padding),
-            stride=(*lead, *self.stride),
-        )
-        return unfolded.view(x.shape[0], self.groups, -1, unfolded.shape[2])
+    def _rows(self, delta: Tensor) -> Tensor:
+        """delta (B, O, ...) as the patches lie, (G, B L, O / G)."""
+        return delta.movedim(1, -1).reshape(-1, self.groups, delta.shape[1] // self.groups).transpose(0, 1)
+
+    def _by_group(self, weight: Tensor) -> Tensor:
+        """A view of weights (O, C / G, *kernel) as (G, O / G, *kernel, C / G): the order of values in a patch."""
+        return weight.view(self.groups, -1, *weight.shape[1:]).movedim(2, -1)
+
+    def _add(self, matrix: Tensor, into: Tensor, alpha: float) -> None:
+        """into (O, C / G, *kernel) += alpha · matrix (G, K, O / G)."""
+        target = self._by_group(into)
+        target.add_(matrix.transpose(1, 2).reshape(target.shape), alpha=alpha)
 
     def output_shape(self, shape: Shape) -> Shape:
         geometry = zip(shape[1:], self.kernel, self.stride, self.padding, self.dilation, strict=True)
@@ -286,6 +291,81 @@ class GroupNorm(Layer):
         ]
 
 
+class LayerNorm(Layer):
+    """y = γ (x - mean) / √(variance + ε) + β over the features of one sample; x (B, D), γ and β (D,)."""
+
+    EPSILON = 1e-5
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.shapes = {"weight": (features,), "bias": (features,)}
+
+    def initialise(self, generator: torch.Generator) -> None:
+        self.own["weight"].fill_(1.0)
+        self.own["bias"].zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        deviations = x - x.mean(1, keepdim=True)
+        self.inverse_deviation = deviations.square().mean(1, keepdim=True).add_(self.EPSILON).rsqrt_()
+        self.normal = deviations * self.inverse_deviation
+        return torch.addcmul(self.own["bias"], self.normal, self.own["weight"])
+
+    def upstream(self, delta: Tensor) -> Tensor:
+        delta = delta * self.own["weight"]
+        along = (delta * self.normal).mean(1, keepdim=True)  # what mean and variance would give back
+        return (delta - delta.mean(1, keepdim=True) - self.normal * along).mul_(self.inverse_deviation)
+
+    def add_gradient(self, delta: Tensor, into: Parameters, alpha: float) -> None:
+        into["weight"].add_((delta * self.normal).sum(0), alpha=alpha)
+        into["bias"].add_(delta.sum(0), alpha=alpha)
+
+    def add_squares(self, delta: Tensor, into: Parameters) -> None:
+        into["weight"].add_((delta * self.normal).square_().sum(0))
+        into["bias"].add_(delta.square().sum(0))
+
+    def nodes(self, shape: Shape) -> list[Node]:
+        return [Node("LayerNormalization", self.shapes, attributes={"axis": -1, "epsilon": self.EPSILON})]
+
+
+class Affine(Layer):
+    """y = γ x + β for each channel; x (B, C, ...), γ and β (C,)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.shapes = {"weight": (channels,), "bias": (channels,)}
+
+    def initialise(self, generator: torch.Generator) -> None:
+        self.own["weight"].fill_(1.0)
+        self.own["bias"].zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.x = x
+        self.column = (-1, *[1] * (x.dim() - 2))
+        return torch.addcmul(self.own["bias"].view(self.column), x, self.own["weight"].view(self.column))
+
+    def upstream(self, delta: Tensor) -> Tensor:
+        return delta * self.own["weight"].view(self.column)
+
+    def add_gradient(self, delta: Tensor, into: Parameters, alpha: float) -> None:
+        per_sample_weight, per_sample_bias = self._per_sample(delta)
+        into["weight"].add_(per_sample_weight.sum(0), alpha=alpha)
+        into["bias"].add_(per_sample_bias.sum(0), alpha=alpha)
+
+    def add_squares(self, delta: Tensor, into: Parameters) -> None:
+        per_sample_weight, per_sample_bias = self._per_sample(delta)
+        into["weight"].add_(per_sample_weight.square().sum(0))
+        into["bias"].add_(per_sample_bias.square().sum(0))
+
+    def _per_sample(self, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """∂lossₙ/∂γ = Σ δ x and ∂lossₙ/∂β = Σ δ over positions, (B, C) each."""
+        B, C = delta.shape[:2]
+        return (delta * self.x).reshape(B, C, -1).sum(2), delta.reshape(B, C, -1).sum(2)
+
+    def nodes(self, shape: Shape) -> list[Node]:
+        column = (shape[0], *[1] * (len(shape) - 1))
+        return [Node("Mul", {"weight": column}), Node("Add", {"bias": column})]
+
+
 class ReLU(Layer):
     """y = max(x, 0), written over x: the layers before it need their input for the backward pass, not their output."""
 
@@ -301,118 +381,15 @@ class ReLU(Layer):
         return [Node("Relu")]
 
 
-class MaxPool(Layer):
-    """Largest value under a window that moves by its own size; x (B, C, L) or (B, C, H, W)."""
-
-    def __init__(self, size: int, axes: int) -> None:
-        super().__init__()
-        self.size = [size] * axes
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.x = x
-        flat = (
-            x.unsqueeze(2) if len(self.size) == 1 else x
-        )  # one kernel serves both: a signal is an image of height one
-        y, self.indices = aten.max_pool2d_with_indices(flat, self._kernel(), self._kernel())
-        result: Tensor = y.squeeze(2) if len(self.size) == 1 else y
-        return result
-
-    def upstream(self, delta: Tensor) -> Tensor:
-        one_axis = len(self.size) == 1
-        x, delta = (self.x.unsqueeze(2), delta.unsqueeze(2)) if one_axis else (self.x, delta)
-        kernel = self._kernel()
-        arguments = (kernel, kernel, [0, 0], [1, 1], False, self.indices)
-        upstream: Tensor = aten.max_pool2d_with_indices_backward(delta.contiguous(), x, *arguments)
-        return upstream.squeeze(2) if one_axis else upstream
-
-    def _kernel(self) -> list[int]:
-        return [1, *self.size] if len(self.size) == 1 else self.size
-
-    def output_shape(self, shape: Shape) -> Shape:
-        return (shape[0], *(L // size for L, size in zip(shape[1:], self.size, strict=True)))
-
-    def nodes(self, shape: Shape) -> list[Node]:
-        return [Node("MaxPool", attributes={"kernel_shape": self.size, "strides": self.size})]
-
-
-class LogVariancePool(Layer):
-    """What a filter bank heard, (B, C, L) to (B, C): half of the channels by their loudness, half by their level.
-
-    y_c = SCALE · ln(variance over positions + EPSILON)  for c < C / 2,   y_c = mean of max(x, 0)  for the others.
-
-    The logarithm makes a faint sway and a hard shake equally visible: to a sum of rectified responses the faint one is
-    nothing. Log-variance of filtered signals: common spatial patterns (Blankertz et al. 2008), learnt end to end by
-    Schirrmeister et al. 2017.
-    """
-
-    EPSILON = 1e-4  # of a standardised signal's variance: below a hundredth of its deviation all is silence
-    SCALE = 0.3  # the logs of five decades come to lie within about ±1, as the means do
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.half = x.shape[1] // 2
-        self.length = x.shape[2]
-        heard = x[:, : self.half]
-        self.centred = heard - heard.mean(2, keepdim=True)
-        self.variance = self.centred.square().mean(2).add(self.EPSILON)
-        self.rectified = x[:, self.half :].relu()
-        return torch.cat([self.variance.log() * self.SCALE, self.rectified.mean(2)], 1)
-
-    def upstream(self, delta: Tensor) -> Tensor:
-        # ∂ variance / ∂x = 2 (x - mean) / L: the mean's own derivative cancels, for deviations sum to zero.
-        loudness = delta[:, : self.half] / self.variance * (2 * self.SCALE / self.length)
-        level = delta[:, self.half :] / self.length
-        return torch.cat([self.centred * loudness.unsqueeze(2), (self.rectified > 0) * level.unsqueeze(2)], 1)
-
-    def output_shape(self, shape: Shape) -> Shape:
-        return shape[:1]
-
-    def nodes(self, shape: Shape) -> list[Node]:
-        channels, half = shape[0], shape[0] // 2
-        over_time: dict[str, int | float | list[int]] = {"axes": [2]}
-        loud = ("float32", (*[self.SCALE] * half, *[0.0] * (channels - half)))
-        level = ("float32", (*[0.0] * half, *[1.0] * (channels - half)))
-        return [
-            Node("ReduceMean", attributes={**over_time, "keepdims": 1}, takes=("x",), gives="mean"),
-            Node("Sub", takes=("x", "mean")),
-            Node("Mul", takes=("", "")),
-            Node("ReduceMean", attributes={**over_time, "keepdims": 0}),
-            Node("Add", constants=(("float32", (self.EPSILON,)),)),
-            Node("Log"),
-            Node("Mul", constants=(loud,), gives="loudness"),
-            Node("Relu", takes=("x",)),
-            Node("ReduceMean", attributes={**over_time, "keepdims": 0}),
-            Node("Mul", constants=(level,)),
-            Node("Add", takes=("", "loudness")),
-        ]
-
-
-class GlobalAveragePool(Layer):
-    """Mean over all positions; (B, C, ...) to (B, C)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.shape = x.shape
-        return x.flatten(2).mean(2)
-
-    def upstream(self, delta: Tensor) -> Tensor:
-        size = math.prod(self.shape[2:])
-        return (delta / size).view(*delta.shape, *[1] * (len(self.shape) - 2)).expand(self.shape)
-
-    def output_shape(self, shape: Shape) -> Shape:
-        return shape[:1]
-
-    def nodes(self, shape: Shape) -> list[Node]:
-        return [Node("GlobalAveragePool"), reshape(shape[:1])]
-
-
 class Flatten(Layer):
     """(B, ...) to (B, I)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        self.shape = x.shape
+        self.x = x
         return x.flatten(1)
 
     def upstream(self, delta: Tensor) -> Tensor:
-        return delta.reshape(self.shape)
+        return torch.empty_like(self.x).copy_(delta.view(self.x.shape))  # in x's order in memory, which others count on
 
     def output_shape(self, shape: Shape) -> Shape:
         return (math.prod(shape),)
@@ -425,3 +402,9 @@ def _uniform_fan_in(weight: Tensor, generator: torch.Generator) -> None:
     """Uniform within ±√(1 / fan_in), PyTorch's own default for linear and convolutional layers."""
     bound = math.sqrt(1.0 / weight[0].numel())
     weight.uniform_(-bound, bound, generator=generator)
+
+
+@lru_cache
+def _ones(n: int, device: torch.device) -> Tensor:
+    """A vector of ones (n,), made once for each length."""
+    return torch.ones(n, device=device)

@@ -16,8 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_cl.learning.anchor import Anchor
+from edge_cl.learning.batch import Batch
+from edge_cl.learning.cuda_graph import CudaGraph
+from edge_cl.learning.draws import DRAWS_BYTES
 from edge_cl.learning.fisher import fisher_diagonal
-from edge_cl.learning.model import Network
+from edge_cl.learning.network import Network
 from edge_cl.learning.replay import Reservoir
 
 SETTLED = 1000  # samples; from here on one batch moves an input statistic by less than a hundredth
@@ -28,13 +31,15 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Rule:
-    """The numbers of a learning step; config.yaml says what each costs."""
+    """The numbers of a learning step; config.yaml says what each costs. A step may bring more than `batch_size`."""
 
     learning_rate: float = 0.1
+    batch_size: int = 10
     replay_per_step: int = 20
     label_smoothing: float = 0.1
     ewc_lambda: float = 3.0
     gamma: float = 1.0
+    fisher: str = "exact"
     fisher_samples: int = 200
     rehearsal_passes: int = 10
     rehearsal_batch: int = 32
@@ -43,17 +48,32 @@ class Rule:
 
 @dataclass(frozen=True)
 class Step:
-    """What a step did: the classes predicted before it learnt (B,), and how many samples it learnt."""
+    """What a step did: how many of the `new` samples it learnt, and how probable it thought each class before that.
 
-    predicted: NDArray[np.int64]
+    p (B, C) belongs to all rows of the step, the new samples first, with `labels` (B,) and each row's `share` (B, 1) of
+    the loss, 0 for those set aside; `answered` (n or B, C) begins with the answers to the new samples as they came.
+    Classes and loss are worked out when asked for, so that a step on a GPU never waits for its own answer; ask before
+    the next step, for labels and shares are looked up in this one's buffers.
+    """
+
+    new: int
     learnt: int
-    p: Tensor  # (n, C) probabilities before the step, of the samples learnt and of those replayed beside them
-    labels: Tensor  # (n,)
+    answered: Tensor
+    p: Tensor
+    labels: Tensor
+    share: Tensor
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """Classes (n,) predicted for the new samples before they were learnt; NOT_SEEN while no class was known."""
+        return most_likely(self.answered)[: self.new]
 
     @property
     def loss(self) -> float:
-        """Mean cross-entropy before the step, NaN if nothing was learnt; only worked out when asked for."""
-        return -float(self.p[torch.arange(len(self.labels)), self.labels].log().mean())
+        """Mean cross-entropy before the step over what it learnt, NaN if nothing was learnt."""
+        if self.learnt == 0:
+            return float("nan")
+        return -float((self.p.gather(1, self.labels.unsqueeze(1)).log() * self.share).sum())
 
 
 class Learner:
@@ -72,44 +92,56 @@ class Learner:
 
     def __init__(self, network: Network, replay: Reservoir, exam: Reservoir, rule: Rule, *, seed: int = 0) -> None:
         self.network, self.replay, self.exam, self.rule = network, replay, exam, rule
-        self.anchor = Anchor(network.arena.flat.numel())
-        self.seen = torch.zeros(network.blueprint.n_outputs, dtype=torch.bool)
+        self.device, C = network.arena.flat.device, network.n_outputs
+        self.anchor = Anchor(network.arena.flat)
+        self.batch = Batch(rows_of_a_step(rule), replay.shape, replay.dtype, self.device)
+        self.seen = torch.zeros(C, dtype=torch.bool)
         self.rng = np.random.default_rng(seed)
         self.learnt = self.steps = self.consolidations = 0
+        self._unseen, self._targets = torch.empty(C, device=self.device), torch.empty(C, C, device=self.device)
         self._refresh_targets()
+        self._recorded = CudaGraph(self._descend) if self.device.type == "cuda" and network.recordable else None
 
     def predict(self, x: NDArray[Any]) -> NDArray[np.float32]:
         """Probabilities (B, C) of raw samples x (B, *shape); classes not seen yet have 0."""
-        p = self._probabilities(self.network.forward(torch.tensor(x)))
-        return p.nan_to_num_(0.0).numpy()
+        return self._answers(self._there(x)).nan_to_num_(0.0).cpu().numpy()
 
     def learn(self, x: NDArray[Any], y: NDArray[np.int64]) -> Step:
         """One step on labelled samples; a share of them goes to the exam instead and is never learnt from.
 
         Raises ValueError if a label is outside the network's outputs.
         """
-        if len(y) and not (y.min() >= 0 and y.max() < len(self.seen)):
-            raise ValueError(f"y: labels must be in 0 … {len(self.seen) - 1} (got {y.min()} … {y.max()})")
-        rule, network = self.rule, self.network
-        x, y, n_exam, back = self._set_exam_aside(x, y)
         n = len(y)
-        places = self.replay.draw(rule.replay_per_step)
-        batch = torch.from_numpy(np.concatenate([x, self.replay.items[places]]))
-        labels = torch.from_numpy(np.concatenate([y, self.replay.labels[places]]))
-        logits = network.forward(batch, observe=slice(n_exam, n) if n_exam < n and self._observes() else None)
-        predicted = self._classes(logits[:n])[back]
-        if n_exam == n:
-            return Step(predicted, 0, logits[:0], labels[:0])
+        if n and not (y.min() >= 0 and y.max() < len(self.seen)):
+            raise ValueError(f"y: labels must be in 0 … {len(self.seen) - 1} (got {y.min()} … {y.max()})")
+        examined = self._set_exam_aside(x, y)
+        places = self.replay.draw(self.rule.replay_per_step)
+        batch, labels, share = self.batch.fill(x, y, self.replay, places, only_predicted=examined)
+        if examined is not None:
+            x, y = x[~examined], y[~examined]
 
-        self._see(y[n_exam:])
-        p = self._probabilities(logits)
-        network.descend(self._loss_gradient(p, labels, skip=n_exam), rule.learning_rate / (len(labels) - n_exam))
-        self.anchor.pull(network.arena.flat, rule.learning_rate * rule.ewc_lambda)
-        self.replay.offer(x[n_exam:], y[n_exam:])
+        # The pass that learns also predicts, unless a new class or a dropout would make that another prediction.
+        new_class = not self._seen.issuperset(y.tolist())
+        answered = self._answers(batch[:n]) if new_class or not len(y) or not self.network.honest else None
+        if answered is not None and not len(y):
+            return Step(n, 0, answered, answered, labels[:n], share[:n])
+
+        self._meet(x, y)
+        p = self._step(batch, labels, share)
+        self.replay.offer(x, y)
+        self._observe(x)
 
         self.steps += 1
-        self.learnt += n - n_exam
-        return Step(predicted, n - n_exam, p[n_exam:], labels[n_exam:])
+        self.learnt += len(y)
+        return Step(n, len(y), p if answered is None else answered, p, labels, share)
+
+    def _descend(self, x: Tensor, labels: Tensor, share: Tensor) -> Tensor:
+        """Probabilities (B, C) of the rows, then one step down their loss, then one towards the anchor."""
+        p = self._probabilities(self.network.forward(x))
+        delta = (p - self._targets.index_select(0, labels)).mul_(share)
+        self.network.descend(delta, self.rule.learning_rate)
+        self.anchor.pull(self.rule.learning_rate * self.rule.ewc_lambda)
+        return p
 
     def consolidate(self) -> None:
         """Make what was learnt last: rehearse the reservoir, measure the Fisher over it, move the anchor.
@@ -120,9 +152,12 @@ class Learner:
             return
         self._rehearse()
         places = self.replay.shuffled()[: self.rule.fisher_samples]
-        x = torch.from_numpy(self.replay.items[places])
-        fisher = fisher_diagonal(self.network, x, classes=self.seen)
-        self.anchor.consolidate(self.network.arena.flat, fisher, self.rule.gamma)
+        x, labels = self._there(self.replay.take(places)), self._there(self.replay.labels[places].astype(np.int64))
+        generator = torch.Generator(self.device).manual_seed(int(self.rng.integers(2**63)))
+        fisher = fisher_diagonal(
+            self.network, x, kind=self.rule.fisher, labels=labels, classes=self.seen, generator=generator
+        )
+        self.anchor.consolidate(fisher, self.rule.gamma)
         self.consolidations += 1
 
     def examine(self) -> dict[int, tuple[int, float]]:
@@ -130,81 +165,85 @@ class Learner:
         if self.exam.size == 0:
             return {}
         labels = self.exam.labels[: self.exam.size]
-        right = self._classes(self.network.forward(torch.from_numpy(self.exam.items[: self.exam.size]))) == labels
+        right = most_likely(self._answers(self._there(self.exam.take(np.arange(self.exam.size))))) == labels
         return {int(c): (int((labels == c).sum()), float(right[labels == c].mean())) for c in np.unique(labels)}
-
-    def _loss_gradient(self, p: Tensor, labels: Tensor, *, skip: int = 0) -> Tensor:
-        """∂/∂logits (B, C) of the summed cross-entropy with smoothed targets; the first `skip` rows are 0.
-
-        p - (1 - ε) onehot(y) - ε / |seen|, over the classes seen. Szegedy et al. 2016.
-        """
-        delta = p - self._targets.index_select(0, labels)
-        if skip:
-            delta[:skip] = 0.0
-        return delta
 
     def _rehearse(self) -> None:
         """A few passes over the reservoir with a rate that falls to zero, so that the snapshot is taken at rest."""
         size, cut = self.replay.size, range(0, self.replay.size, self.rule.rehearsal_batch)
         passes = [self.replay.shuffled() for _ in range(self.rule.rehearsal_passes)]
         batches = [one[start : min(start + self.rule.rehearsal_batch, size)] for one in passes for start in cut]
+        nothing = np.empty((0, *self.batch.shape), self.batch.dtype), np.empty(0, np.int64)
         for number, places in enumerate(batches):
-            p = self._probabilities(self.network.forward(torch.from_numpy(self.replay.items[places])))
-            delta = self._loss_gradient(p, torch.from_numpy(self.replay.labels[places]).long())
-            self.network.descend(delta, self.rule.learning_rate * (1 - number / len(batches)) / len(places))
+            batch, labels, share = self.batch.fill(*nothing, self.replay, places, only_predicted=None)
+            p = self._probabilities(self.network.forward(batch))
+            delta = (p - self._targets.index_select(0, labels)).mul_(share)
+            self.network.descend(delta, self.rule.learning_rate * (1 - number / len(batches)))
 
-    def _set_exam_aside(
-        self, x: NDArray[Any], y: NDArray[np.int64]
-    ) -> tuple[NDArray[Any], NDArray[np.int64], int, NDArray[np.int64] | slice]:
-        """Give a share of the samples to the exam; returns them first, how many they are, and the way back."""
-        everything = slice(None)
+    def _set_exam_aside(self, x: NDArray[Any], y: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+        """Give a share of the samples to the exam; says which (B,), None if none."""
         if self.exam.capacity == 0 or self.rule.exam_share == 0:
-            return x, y, 0, everything
+            return None
         examined = self.rng.random(len(y)) < self.rule.exam_share
         if not examined.any():
-            return x, y, 0, everything
+            return None
         self.exam.offer(x[examined], y[examined])
-        order = np.argsort(~examined, kind="stable")
-        return x[order], y[order], int(examined.sum()), np.argsort(order)
+        return examined
 
-    def _observes(self) -> bool:
-        """Whether this step takes its samples into the input statistics: once they have settled, one step in eight."""
-        return self.network.standardise.seen < SETTLED or self.steps % 8 == 0
+    def _step(self, *rows: Tensor) -> Tensor:
+        """`_descend`, on a GPU as one recorded piece: nothing in it waits for the host."""
+        if self._recorded is None:
+            return self._descend(*rows)
+        self.anchor.offset_for(self.rule.learning_rate * self.rule.ewc_lambda)  # brought up to date where it is read
+        return self._recorded(*rows, key=(len(rows[0]), self.anchor.scale > 0))
 
-    def _see(self, y: NDArray[np.int64]) -> None:
-        """Let the classes of y take part in losses and predictions from now on."""
+    def _meet(self, x: NDArray[Any], y: NDArray[np.int64]) -> None:
+        """What must be known of new samples before they are learnt: their classes; of the very first, their range."""
         if not self._seen.issuperset(y.tolist()):
             self.seen[torch.from_numpy(y)] = True
             self._refresh_targets()
+        if self.network.standardise.seen == 0:
+            self.network.standardise.observe(self._there(x))
+
+    def _observe(self, x: NDArray[Any]) -> None:
+        """Take x into the input statistics; once they have settled, one step in eight does."""
+        if self.steps and (self.network.standardise.seen < SETTLED or self.steps % 8 == 0):
+            self.network.standardise.observe(self._there(x))
 
     def _refresh_targets(self) -> None:
-        """Derive from `seen` what each step needs of it."""
+        """Derive from `seen` what each step needs of it: row c of the targets is (1 - ε) onehot(c) + ε / |seen|.
+
+        ∂/∂logits of the cross-entropy with smoothed targets is p - target, over the classes seen. Szegedy et al. 2016.
+        """
         self._seen = set(torch.nonzero(self.seen).flatten().tolist())
-        self._unseen = torch.where(self.seen, 0.0, -torch.inf)
+        self._unseen.copy_(torch.where(self.seen, 0.0, -torch.inf))
         smoothing = self.rule.label_smoothing
         spread = self.seen * (smoothing / max(1, len(self._seen)))
-        self._targets = torch.eye(len(self.seen)) * (1 - smoothing) + spread  # row c: the target of class c
+        self._targets.copy_(torch.eye(len(self.seen)) * (1 - smoothing) + spread)
 
     def _probabilities(self, logits: Tensor) -> Tensor:
         """Softmax over the classes seen; the others take no part in a loss, a Fisher or a prediction."""
         return (logits + self._unseen).softmax(1)
 
-    def _classes(self, logits: Tensor) -> NDArray[np.int64]:
-        if not self._seen:
-            return np.full(len(logits), NOT_SEEN, dtype=np.int64)
-        classes: NDArray[np.int64] = (logits + self._unseen).argmax(1).numpy()
-        return classes
+    def _answers(self, x: Tensor) -> Tensor:
+        with self.network.evaluating():
+            return self._probabilities(self.network.forward(x))
+
+    def _there(self, array: NDArray[Any]) -> Tensor:
+        """A copy where the network computes."""
+        return torch.tensor(array, device=self.device)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the learner's state: parameters, statistics, anchor, Fisher, replay and exam."""
-        statistics = 3 * self.network.standardise.mean.numel() * 4
-        return self.network.arena.nbytes + statistics + self.anchor.nbytes + self.replay.nbytes + self.exam.nbytes
+        """Bytes held: parameters, statistics, anchor, Fisher, replay, exam, and the batch that is learnt."""
+        parts = (self.network.standardise, self.anchor, self.batch, self.replay, self.exam)
+        tables = self._targets.nbytes + 2 * DRAWS_BYTES
+        return self.network.arena.nbytes + tables + sum(part.nbytes for part in parts)
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         """Arrays and plain values from which `restore` makes the same learner, bit for bit."""
         standardise, anchor = self.network.standardise, self.anchor
-        arrays: Arrays = {name: tensor.numpy() for name, tensor in self._tensors().items()}
+        arrays: Arrays = {name: tensor.cpu().numpy() for name, tensor in self._tensors().items()}
         values: dict[str, Any] = {
             "rng": self.rng.bit_generator.state,
             "counts": [self.learnt, self.steps, self.consolidations, standardise.seen],
@@ -216,7 +255,13 @@ class Learner:
         return arrays, values
 
     def restore(self, arrays: Arrays, values: dict[str, Any]) -> None:
-        """Become the learner whose state this is. Raises ValueError, naming the array, for another model's."""
+        """Become the learner whose state this is, with room for more classes if this one has it.
+
+        The rows of new classes start as this learner's own did, and no anchor holds them. Raises ValueError, naming the
+        array, for another model's state.
+        """
+        if len(arrays.get("seen", self.seen)) < len(self.seen):
+            arrays = arrays | self._widened(arrays)
         for name, tensor in self._tensors().items():
             if name not in arrays or arrays[name].shape != tuple(tensor.shape):
                 got = arrays[name].shape if name in arrays else "nothing"
@@ -228,8 +273,21 @@ class Learner:
         self.network.standardise.refresh()
         self._refresh_targets()
         for name, reservoir in (("replay", self.replay), ("exam", self.exam)):
-            held = {key: arrays[f"{name}.{key}"] for key in ("items", "labels")}
+            held = {key.removeprefix(f"{name}."): array for key, array in arrays.items() if key.startswith(f"{name}.")}
             reservoir.restore(held, values[name])
+
+    def _widened(self, arrays: Arrays) -> Arrays:
+        """What of a state depends on the number of classes, as this learner with its wider head has it."""
+        n, theta = len(arrays["seen"]), self.network.arena.flat.cpu()
+        rests = {
+            "parameters": theta,
+            "anchor.theta": theta.half(),
+            "anchor.fisher_codes": torch.zeros_like(self.anchor.codes),
+        }
+        wide = {name: self.network.widened(torch.from_numpy(arrays[name]), n, rest) for name, rest in rests.items()}
+        wide["seen"] = torch.zeros_like(self.seen)
+        wide["seen"][:n] = torch.from_numpy(arrays["seen"])
+        return {name: tensor.numpy() for name, tensor in wide.items()}
 
     def _tensors(self) -> dict[str, Tensor]:
         standardise = self.network.standardise
@@ -241,3 +299,15 @@ class Learner:
             "standardise.variance": standardise.variance,
             "seen": self.seen,
         }
+
+
+def most_likely(p: Tensor) -> NDArray[np.int64]:
+    """The most probable class of each row of p (B, C); NOT_SEEN where no class had been seen."""
+    host = p.cpu().numpy()
+    classes: NDArray[np.int64] = host.argmax(1)
+    return np.where(np.isnan(host[:, 0]), NOT_SEEN, classes)
+
+
+def rows_of_a_step(rule: Rule) -> int:
+    """Most rows that a step or a rehearsal takes, unless it brings more new samples than the rule says."""
+    return max(rule.batch_size + rule.replay_per_step, rule.rehearsal_batch)

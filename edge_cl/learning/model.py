@@ -1,7 +1,6 @@
 """Compact networks made of built-in layers: an MLP, a 1-D CNN for windows of a signal, a 2-D CNN for images.
 
-A `Blueprint` is the plan of a network, cheap enough to count bytes with; a `Network` is one with parameters, which it
-walks forwards and backwards. Neither knows of losses, replay or anchors.
+A `Blueprint` is the plan of a network, cheap enough to count bytes with; network.py gives it parameters.
 """
 
 from __future__ import annotations
@@ -10,12 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
-import torch
-from torch import Tensor
-
-from edge_cl.learning.arena import Arena, Parameters
-from edge_cl.learning.layers import Conv, Flatten, GroupNorm, Layer, Linear, LogVariancePool, ReLU, Shape
-from edge_cl.learning.standardise import Standardise, channels_first
+from edge_cl.learning.layers import Conv, Flatten, GroupNorm, Layer, Linear, ReLU, Shape
+from edge_cl.learning.pooling import LogVariancePool
+from edge_cl.learning.standardise import channels_first
 
 MOST_CHANNELS = 16  # of a window: (128, 9) is a signal of nine channels, (28, 28) an image
 SHORTEST_SIGNAL = 64  # (1024,) is a signal of one channel, (8,) a vector of features
@@ -58,57 +54,6 @@ class Blueprint:
     def named_layers(self) -> list[tuple[str, Layer]]:
         """Layers with the names that their parameters carry."""
         return [(f"{index}.{type(layer).__name__.lower()}", layer) for index, layer in enumerate(self.layers)]
-
-
-class Network:
-    """Standardisation and layers over one arena."""
-
-    def __init__(self, blueprint: Blueprint, *, seed: int = 0) -> None:
-        self.blueprint = blueprint
-        self.standardise = Standardise(blueprint.layout)
-        self.layers = blueprint.layers
-        self._first = next(index for index, layer in enumerate(self.layers) if layer.shapes)
-        self.arena = Arena(blueprint.parameter_shapes)
-        generator = torch.Generator().manual_seed(seed)
-        for layer, own in zip(self.layers, self._by_layer(self.arena.flat), strict=True):
-            layer.own = own
-            layer.initialise(generator)
-
-    def forward(self, x: Tensor, observe: slice | None = None) -> Tensor:
-        """Logits (B, C) of raw samples x (B, *shape); the rows `observe` are taken into the input statistics."""
-        h = self.standardise.forward(x, observe)
-        for layer in self.layers:
-            h = layer.forward(h)
-        return h
-
-    def descend(self, delta: Tensor, learning_rate: float) -> None:
-        """One gradient step from delta = ∂loss/∂logits (B, C) of the last forward pass: θ ← θ - η ∂loss/∂θ.
-
-        Each layer's update is the backward product itself, so no gradient is ever stored.
-        """
-        self._backward(delta, lambda layer, _, d: layer.add_gradient(d, layer.own, -learning_rate))
-
-    def add_gradient(self, delta: Tensor, into: Tensor) -> None:
-        """into (P,) += ∂loss/∂θ, for what needs the whole gradient before anything moves."""
-        views = self._by_layer(into)
-        self._backward(delta, lambda layer, index, d: layer.add_gradient(d, views[index], 1.0))
-
-    def add_squares(self, delta: Tensor, into: Tensor) -> None:
-        """into (P,) += Σₙ (∂lossₙ/∂θ)² from delta (B, C) = ∂lossₙ/∂logitsₙ, each sample squared by itself."""
-        views = self._by_layer(into)
-        self._backward(delta, lambda layer, index, d: layer.add_squares(d, views[index]))
-
-    def _backward(self, delta: Tensor, visit: Callable[[Layer, int, Tensor], None]) -> None:
-        for index in range(len(self.layers) - 1, self._first - 1, -1):
-            layer = self.layers[index]
-            # Before the visit, which may move the parameters; below the first layer with parameters nobody asks.
-            upstream = layer.upstream(delta) if index > self._first else delta
-            visit(layer, index, delta)
-            delta = upstream
-
-    def _by_layer(self, flat: Tensor) -> list[Parameters]:
-        views = self.arena.lay_over(flat)
-        return [{key: views[f"{name}.{key}"] for key in layer.shapes} for name, layer in self.blueprint.named_layers()]
 
 
 def design(kind: str, shape: Shape, n_outputs: int, width: int = 32) -> Blueprint:

@@ -39,10 +39,24 @@ class Standardise:
         self._bound = torch.full((layout[-1],), torch.inf, device=device)
         self.seen = 0
 
+    def to(self, device: torch.device | str) -> Standardise:
+        """The same statistics on a device."""
+        moved = Standardise(self.layout, device)
+        moved.mean.copy_(self.mean)
+        moved.variance.copy_(self.variance)
+        moved.seen = self.seen
+        moved.refresh()
+        return moved
+
     @property
     def output_shape(self) -> tuple[int, ...]:
         """Shape of one standardised sample."""
         return channels_first(self.layout)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the statistics."""
+        return 4 * self.mean.nbytes
 
     def observe(self, x: Tensor) -> None:
         """Take the samples x (B, ...) into the statistics."""
@@ -61,22 +75,15 @@ class Standardise:
         # A sensor whose range truly grew gets through: each clamped batch widens the bound.
         self._bound.copy_(torch.where(moves, self.LIMIT * deviation, torch.inf))
 
-    def forward(self, x: Tensor, learn: slice | None = None) -> Tensor:
-        """Standardise the raw samples x (B, ...); those of the rows `learn` are taken into the statistics behind it.
-
-        Only the very first samples are observed before they are standardised: there is nothing to go by yet.
-        """
-        raw = x.to(torch.float32).reshape(-1, *self.layout)
-        if learn is not None and self.seen == 0:
-            self.observe(raw[learn])
-            learn = None
-        centred = raw.sub_(self.mean) if raw.data_ptr() != x.data_ptr() else raw.sub(self.mean)
-        y = centred.mul(self.inverse_deviation).clamp_(-self.LIMIT, self.LIMIT)
-        if learn is not None:
-            self._merge(centred[learn])
-        if self.layout[-1] == 1 or len(self.layout) == 1:  # nothing to move, and clean strides for the convolution
-            return y.view(-1, *self.output_shape)
-        return y.movedim(-1, 1).contiguous()
+    def forward(self, x: Tensor) -> Tensor:
+        """Standardise the raw samples x (B, ...)."""
+        raw = x.to(torch.float32, copy=True)
+        if self.layout[-1] > 1 and x.shape[1:] != self.layout:
+            raw = raw.view(-1, *self.layout)
+        y = raw.sub_(self.mean).mul_(self.inverse_deviation).clamp_(-self.LIMIT, self.LIMIT)
+        if len(self.layout) == 1:
+            return y
+        return y.view(-1, *self.output_shape) if self.layout[-1] == 1 else y.movedim(-1, 1)
 
     def _merge(self, centred: Tensor) -> None:
         """Merge samples (B, *layout) from which the mean was already taken: sums of small numbers lose no digits."""

@@ -1,0 +1,1 @@
+"""What the benchmarks share: the work, the sides that do it, and how their turns are interleaved."""
