@@ -293,6 +293,23 @@ def test_modules_that_flatten_with_view_take_images(layout: tuple[int, ...]) -> 
     assert network.forward(samples(layout, 5)).shape == (5, CLASSES)
 
 
+@pytest.mark.parametrize("layout", [IMAGE, (8, 7, 1)])
+def test_images_stay_channels_last_for_modules_that_take_them(layout: tuple[int, ...]) -> None:
+    """The convolutions' faster layout; what the module answers is the same."""
+    seen: list[Tensor] = []
+
+    class Looking(nn.Flatten):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x)
+            return super().forward(x)
+
+    conv = nn.Conv2d(layout[-1], 3, 3)
+    network, raw = made(lambda: nn.Sequential(conv, Looking(), nn.LazyLinear(CLASSES)), layout), samples(layout, 5)
+    logits = network.forward(raw)
+    assert seen[-1].is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(logits, network.module(raw.movedim(-1, 1).contiguous()).detach())
+
+
 @pytest.mark.parametrize(("build", "layout"), [(mlp, VECTOR), (cnn, IMAGE)])
 @pytest.mark.parametrize("caller", [torch.no_grad, torch.enable_grad])
 def test_descending_is_stochastic_gradient_descent(

@@ -31,8 +31,8 @@ class Anchor:
     which has the same minimiser and cannot overshoot: 0 ≤ a ≤ 1 for every λ. The explicit gradient diverges as soon as
     η λ F > 2. Codes: F = (code · scale)², so that small entries keep relative precision (docs/DESIGN.md).
 
-    F is a mean over samples, as the loss is, so a λ means the same for any batch, replay memory and network: λ nats of
-    divergence from what was known weigh as much as one nat of loss. A row of the head whose class had not been seen has
+    F is a mean over samples, as the loss is, so a λ means the same for any batch, replay memory and network: a nat of
+    divergence from what was known weighs as much as λ nats of loss. A row of the head whose class had not been seen has
     F = 0 exactly and is not held.
 
     `compact=False` keeps both in float32, eight bytes a parameter: what the three bytes are compared with.
@@ -50,6 +50,7 @@ class Anchor:
         self._pull, self._target = torch.empty(2, length, device=theta.device)
         parts = zip(*(torch.split(tensor, length) for tensor in (theta, self.theta, self.codes)), strict=True)
         self._slices = [(*part, self._pull[: len(part[0])], self._target[: len(part[0])]) for part in parts]
+        self.n_slices = len(self._slices)
         self._offset = torch.ones((), device=theta.device)
         self._offset_for = (0.0, 0.0)
 
@@ -83,7 +84,7 @@ class Anchor:
         if self.scale == 0 or strength == 0:
             return
         live, kept, codes, a, target = self._slices[self.turn]
-        self.turn = (self.turn + 1) % len(self._slices)
+        self.turn = (self.turn + 1) % self.n_slices
         torch.mul(a.copy_(codes), a, out=a)  # F / scale²
         a.div_(torch.add(a, self.offset_for(strength), out=target))  # ηλF / (ηλF + 1)
         live.lerp_(target.copy_(kept), a)
@@ -92,7 +93,7 @@ class Anchor:
         """1 / ηλ in units of the codes, as a tensor: it changes in place, where a captured graph reads it."""
         if self._offset_for != (strength, self.scale):
             self._offset_for = (strength, self.scale)
-            self._offset.fill_(max(1.0 / max(strength * len(self._slices) * self.scale**2, SMALLEST), SMALLEST))
+            self._offset.fill_(max(1.0 / max(strength * self.n_slices * self.scale**2, SMALLEST), SMALLEST))
         return self._offset
 
     def _encode(self, fisher: Tensor) -> None:

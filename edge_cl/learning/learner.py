@@ -46,7 +46,7 @@ class Rule:
     exam_share: float = 0.03
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Step:
     """What a step did: how many of the `new` samples it learnt, and how probable it thought each class before that.
 
@@ -111,9 +111,9 @@ class Learner:
 
         Raises ValueError if a label is outside the network's outputs.
         """
-        n = len(y)
-        if n and not (y.min() >= 0 and y.max() < len(self.seen)):
-            raise ValueError(f"y: labels must be in 0 … {len(self.seen) - 1} (got {y.min()} … {y.max()})")
+        n, new_class = len(y), not self._seen.issuperset(y.tolist())
+        if new_class:
+            self._check_labels(y)
         examined = self._set_exam_aside(x, y)
         places = self.replay.draw(self.rule.replay_per_step)
         batch, labels, share = self.batch.fill(x, y, self.replay, places, only_predicted=examined)
@@ -121,12 +121,12 @@ class Learner:
             x, y = x[~examined], y[~examined]
 
         # The pass that learns also predicts, unless a new class or a dropout would make that another prediction.
-        new_class = not self._seen.issuperset(y.tolist())
         answered = self._answers(batch[:n]) if new_class or not len(y) or not self.network.honest else None
         if answered is not None and not len(y):
             return Step(n, 0, answered, answered, labels[:n], share[:n])
 
-        self._meet(x, y)
+        if new_class:
+            self._meet(x, y)
         p = self._step(batch, labels, share)
         self.replay.offer(x, y)
         self._observe(x)
@@ -190,6 +190,10 @@ class Learner:
         self.exam.offer(x[examined], y[examined])
         return examined
 
+    def _check_labels(self, y: NDArray[np.int64]) -> None:
+        if not (y.min() >= 0 and y.max() < len(self.seen)):
+            raise ValueError(f"y: labels must be in 0 … {len(self.seen) - 1} (got {y.min()} … {y.max()})")
+
     def _step(self, *rows: Tensor) -> Tensor:
         """`_descend`, on a GPU as one recorded piece: nothing in it waits for the host."""
         if self._recorded is None:
@@ -199,9 +203,8 @@ class Learner:
 
     def _meet(self, x: NDArray[Any], y: NDArray[np.int64]) -> None:
         """What must be known of new samples before they are learnt: their classes; of the very first, their range."""
-        if not self._seen.issuperset(y.tolist()):
-            self.seen[torch.from_numpy(y)] = True
-            self._refresh_targets()
+        self.seen[torch.from_numpy(y)] = True
+        self._refresh_targets()
         if self.network.standardise.seen == 0:
             self.network.standardise.observe(self._there(x))
 
@@ -269,7 +272,8 @@ class Learner:
             tensor.copy_(torch.from_numpy(arrays[name]))
         self.rng.bit_generator.state = values["rng"]
         self.learnt, self.steps, self.consolidations, self.network.standardise.seen = values["counts"]
-        self.anchor.scale, self.anchor.evidence, self.anchor.turn = values["anchor"]
+        self.anchor.scale, self.anchor.evidence, turn = values["anchor"]
+        self.anchor.turn = turn % self.anchor.n_slices
         self.network.standardise.refresh()
         self._refresh_targets()
         for name, reservoir in (("replay", self.replay), ("exam", self.exam)):

@@ -22,6 +22,7 @@ from torch.func import functional_call, grad, vmap
 from edge_cl.learning.arena import Arena
 from edge_cl.learning.layers import Shape
 from edge_cl.learning.per_sample import Use, add_squares, chunks, objection
+from edge_cl.learning.products import products
 from edge_cl.learning.standardise import Standardise
 
 AGREES = 1e-4  # of a parameter's largest squared gradient; float32 leaves 1e-6
@@ -73,10 +74,13 @@ class TorchNetwork:
 
     recordable = False  # as a CUDA graph: nobody knows what a module asks the host for
 
+    recordable = False  # as a CUDA graph: nobody knows what a module's forward does besides
+
     def __init__(self, module: nn.Module, layout: Shape, shape: Shape | None = None) -> None:
         self.module, self.layout, self.shape = module, layout, layout if shape is None else shape
         self._pass: Pass | None = None
         self._evaluating = False
+        self._channels_last = len(layout) == 3  # convolutions on images are then faster, by up to a quarter
         self._modules = list(module.modules())
         self._has_own_train = any(_overrides_train(type(m)) for m in self._modules)  # does more than set its flag
         _refuse_batch_statistics(module)
@@ -144,10 +148,7 @@ class TorchNetwork:
         `torch.inference_mode()`: who only predicts says so with that, and holds no activations.
         """
         self._pass = None  # before a new graph grows, let go of the old one
-        h = self.standardise.forward(x)
-        if len(self.layout) > 1:
-            # Clean strides: a module's own `view` of what a convolution made of channels-last ones fails.
-            h = h.contiguous().view(h.shape)
+        h = self._laid_out(self.standardise.forward(x))
         if torch.is_inference_mode_enabled():
             answer: Tensor = self.module(h)
             return answer
@@ -184,10 +185,18 @@ class TorchNetwork:
 
         Raises RuntimeError if there was no forward pass since the last step.
         """
-        # No loss, no .grad fields and no optimiser: the gradients are born, added and gone.
-        done, self._pass = self._last(), None
-        gradients = torch.autograd.grad(done.logits, self._parameters, delta, allow_unused=True)
-        _add(self._views, gradients, -learning_rate)
+        # No loss, no .grad fields and no optimiser. Where a weight was used in one product, its gradient is not even
+        # made: the update is the product with what comes back to its output. The others' are born, added and gone.
+        logits, self._pass = self._last().logits, None
+        linear = products(logits, self._places)
+        taken = {index for product in linear for index in (product.weight, product.bias)}
+        rest = [index for index in range(len(self._parameters)) if index not in taken]
+        wanted: list[Any] = [*(product.output for product in linear), *(self._parameters[index] for index in rest)]
+        found = torch.autograd.grad(logits, wanted, delta, allow_unused=True)
+        for product, at_output in zip(linear, found, strict=False):
+            if at_output is not None:
+                product.add_gradient(at_output, self._views, -learning_rate)
+        _add([self._views[index] for index in rest], found[len(linear) :], -learning_rate)
 
     def add_gradient(self, delta: Tensor, into: Tensor) -> None:
         """into (P,) += ∂loss/∂θ, for what needs the whole gradient before anything moves."""
@@ -328,9 +337,14 @@ class TorchNetwork:
         if not any(p.requires_grad for p in self.module.parameters()):
             raise ValueError(f"module: must have a parameter with requires_grad (got {type(self.module).__name__})")
         shape = (2, *self.standardise.output_shape)
+        zeros = torch.zeros(shape, device=device)
         with self.evaluating(), torch.enable_grad(), _buffers_kept(self.module):
             try:
-                logits = self.module(torch.zeros(shape, device=device))
+                logits = self.module(self._laid_out(zeros))
+            except RuntimeError:
+                self._channels_last = False
+            try:
+                logits = logits if self._channels_last else self.module(zeros)
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
                 raise ValueError(f"module: must take standardised samples of shape {shape} ({error})") from error
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -342,10 +356,22 @@ class TorchNetwork:
             raise ValueError("module: its logits must depend on a parameter with requires_grad (got constants)")
         return logits.shape[1]
 
+    def _laid_out(self, h: Tensor) -> Tensor:
+        """Samples (B, C, *positions) with the strides the module takes.
+
+        A convolution hands on the layout of its input, and what is channels last cannot be flattened by `view`.
+        """
+        if len(self.layout) == 1:
+            return h
+        if self._channels_last:
+            return h.permute(0, 2, 3, 1).flatten().view(-1, *self.layout).permute(0, 3, 1, 2)
+        return h.flatten().view(h.shape)
+
     def _bind(self) -> None:
         self._views = list(self.arena.views.values())
         for p, view in zip(self._parameters, self._views, strict=True):
             p.data = view
+        self._places: dict[Tensor, int] = {p: index for index, p in enumerate(self._parameters)}
 
     def _owned(self, named: dict[str, nn.Parameter]) -> dict[nn.Module, list[tuple[str, int]]]:
         """Modules that own learnable parameters: each one's name there, and its place in the arena's order."""
@@ -371,7 +397,8 @@ class TorchNetwork:
 def _add(views: list[Tensor], gradients: Sequence[Tensor | None], alpha: float) -> None:
     """views += alpha · gradients, all in one call."""
     used, present = _used(views, gradients)
-    torch._foreach_add_(used, present, alpha=alpha)
+    if used:
+        torch._foreach_add_(used, present, alpha=alpha)
 
 
 def _used(views: list[Tensor], gradients: Sequence[Tensor | None]) -> tuple[list[Tensor], list[Tensor]]:
