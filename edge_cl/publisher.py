@@ -20,6 +20,7 @@ from edge_cl.assembly import Task
 from edge_cl.config import Config
 from edge_cl.learning.graph import OPSET, graph, weights
 from edge_cl.learning.learner import Learner
+from edge_cl.learning.network import Network
 from edge_cl.storage.errors import DamagedFile, TemplateError
 from edge_cl.storage.shelf import Shelf
 from edge_cl.storage.snapshot import fill, verify
@@ -37,7 +38,8 @@ class Publisher:
     """Publishes snapshots of one learner on the shelf in `folder`."""
 
     def __init__(self, learner: Learner, task: Task, schema: Schema, config: Config, folder: Path) -> None:
-        self._learner, self._task, self._schema = learner, task, schema
+        assert isinstance(learner.network, Network)  # modules of PyTorch describe no graph of themselves
+        self._learner, self._network, self._task, self._schema = learner, learner.network, task, schema
         self._config_hash = hashlib.sha256(config.model_dump_json().encode()).hexdigest()
         self.shelf = Shelf(folder, keep=config.storage.keep_snapshots)
         self._n_classes = 0
@@ -58,7 +60,7 @@ class Publisher:
         if n_classes and n_classes != self._n_classes:
             self.close()
             self._n_classes = n_classes
-            self._template = start_build(graph(self._learner.network.blueprint, n_classes))
+            self._template = start_build(graph(self._network.blueprint, n_classes))
 
     @property
     def age_s(self) -> float | None:
@@ -72,7 +74,7 @@ class Publisher:
         """
         learner = self._learner
         template = self._built(len(label_names))
-        values = weights(learner.network, self._n_classes, learner.seen.numpy())
+        values = weights(self._network, self._n_classes, learner.seen.numpy())
         facts = self._facts(label_names, exam)
         model = fill(template, values, {key: _text(value) for key, value in facts.items()})
         probes = self._probes()
@@ -123,8 +125,8 @@ class Publisher:
             },
             "output": {"name": "probabilities", "shape": ["batch", len(label_names)]},
             "opset": OPSET,
-            "model": learner.network.blueprint.kind,
-            "parameters": learner.network.blueprint.n_parameters,
+            "model": learner.network.kind,
+            "parameters": learner.network.arena.flat.numel(),
             "training": {
                 "learned": learner.learnt,
                 "steps": learner.steps,

@@ -98,7 +98,7 @@ class Report:
                 "started_s": self.started_s,
                 "updated_s": time.time(),
                 "source": self.url,
-                "model": f"{learner.network.blueprint.kind}, {learner.network.blueprint.n_parameters:,} parameters",
+                "model": f"{learner.network.kind}, {learner.network.arena.flat.numel():,} parameters",
                 "label_names": list(self.label_names),
                 "samples": telemetry.samples,
                 "labelled": telemetry.labelled,

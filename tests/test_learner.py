@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
-from edge_cl.learning.learner import NOT_SEEN, Learner, Rule
-from edge_cl.learning.model import design
-from edge_cl.learning.network import Network
+from edge_cl.learning.fisher import fisher_diagonal
+from edge_cl.learning.layers import Flatten, Linear, ReLU
+from edge_cl.learning.learner import NOT_SEEN, Learner, Rule, Step
+from edge_cl.learning.model import Blueprint, design
+from edge_cl.learning.network import Learnable, Network
 from edge_cl.learning.replay import Reservoir
+from edge_cl.learning.torch_network import TorchNetwork
 
 SHAPE, CLASSES = (40, 3), 6
 RULE = Rule(rehearsal_passes=3, exam_share=0.0)
@@ -24,6 +28,23 @@ def make_learner(
     network = Network(design("cnn1d", SHAPE, outputs, 8), seed=seed)
     reservoirs = (Reservoir(n, SHAPE, np.dtype(np.int16), n_classes=outputs, seed=seed) for n in (replay, exam))
     return Learner(network, *reservoirs, rule, seed=seed)
+
+
+def modules() -> list[nn.Module]:
+    return [nn.Linear(120, 16), nn.ReLU(), nn.Linear(16, CLASSES)]
+
+
+def normalised() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(120, 16), nn.BatchNorm1d(16), nn.Linear(16, CLASSES))
+
+
+def make_mlp(network: Learnable | None = None, rule: Rule = RULE) -> Learner:
+    """A learner on the road of the network given, or else on that of the built-in layers."""
+    layers = [Flatten(), Linear(120, 16), ReLU(), Linear(16, CLASSES)]
+    network = network or Network(Blueprint("mlp", SHAPE, SHAPE, layers))
+    reservoirs = (Reservoir(n, SHAPE, np.dtype(np.int16), n_classes=CLASSES) for n in (60, 0))
+    return Learner(network, *reservoirs, rule)
 
 
 def windows(label: int, n: int, seed: int = 0) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
@@ -129,6 +150,105 @@ def test_step_is_the_gradient_step_of_the_smoothed_cross_entropy() -> None:
     (gradient,) = torch.autograd.grad(loss, flat)
     expected = flat.detach() - RULE.learning_rate * gradient
     torch.testing.assert_close(learner.network.arena.flat, expected, atol=1e-7, rtol=1e-5)
+
+
+def test_both_roads_take_the_same_steps() -> None:
+    """The same network of built-in layers and of PyTorch modules, with replay, consolidations and the anchor's pull."""
+    here, there = make_mlp(), make_mlp(TorchNetwork(nn.Sequential(nn.Flatten(), *modules()), SHAPE))
+    there.network.arena.flat.copy_(here.network.arena.flat)
+    for label in (0, 1, 2):
+        for learner in (here, there):
+            learn_stretch(learner, label, 200)
+            learner.consolidate()
+    assert here.steps == there.steps == 60
+    torch.testing.assert_close(there.network.arena.flat, here.network.arena.flat, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(there.anchor.fisher(), here.anchor.fisher(), atol=1e-4, rtol=1e-2)
+    x, _ = windows(1, 50, seed=2)
+    np.testing.assert_allclose(there.predict(x), here.predict(x), atol=1e-3)
+
+
+def test_what_a_dropout_would_have_said_is_not_the_prediction() -> None:
+    """A learning pass with half of the units dropped is no honest answer: the samples are answered apart from it."""
+    module = nn.Sequential(nn.Flatten(), nn.Linear(120, 16), nn.ReLU(), nn.Dropout(0.9), nn.Linear(16, CLASSES))
+    learner = make_mlp(TorchNetwork(module.train(), SHAPE))
+    learn_stretch(learner, 0, 100)
+    learn_stretch(learner, 1, 100)
+    for seed in range(5):
+        x, y = windows(seed % 2, 10, seed=9)
+        expected = learner.predict(x).argmax(1)
+        assert (learner.learn(x, y).predicted == expected).all()
+
+
+def test_state_of_a_module_has_its_buffers() -> None:
+    one, other = (make_mlp(TorchNetwork(normalised(), SHAPE)) for _ in range(2))
+    learn_stretch(one, 0, 100)
+    other.restore(*one.state())
+    x, _ = windows(0, 5)
+    np.testing.assert_array_equal(one.predict(x), other.predict(x))
+
+
+def test_a_lambda_means_the_same_at_any_batch_size() -> None:
+    """Loss and Fisher are means over samples: five copies of a sample make the step that one alone makes."""
+    one, five = (make_learner(replace(RULE, replay_per_step=0, ewc_lambda=30.0)) for _ in range(2))
+    for learner in (one, five):
+        learn_stretch(learner, 0, 100)
+        learn_stretch(learner, 1, 100)
+        learner.consolidate()
+        learner.network.standardise.observe = lambda x: None  # type: ignore[method-assign] # five do weigh more there
+    before = one.network.arena.flat.clone()
+    x, y = windows(2, 30)
+    for n in range(30):
+        one.learn(x[n : n + 1], y[n : n + 1])
+        five.learn(x[[n] * 5], y[[n] * 5])
+    torch.testing.assert_close(five.network.arena.flat, one.network.arena.flat, atol=1e-5, rtol=1e-4)
+    assert float((one.network.arena.flat - before).abs().max()) > 1e-2
+
+
+def test_fisher_does_not_grow_with_the_replay_memory() -> None:
+    learner = make_learner()
+    learn_stretch(learner, 0, 200)
+    x = torch.from_numpy(learner.replay.items[: learner.replay.size])
+    once, twice = (
+        fisher_diagonal(learner.network, samples, classes=learner.seen) for samples in (x, x.repeat(2, 1, 1))
+    )
+    torch.testing.assert_close(twice, once, rtol=1e-4, atol=1e-8)
+
+
+def test_rows_of_classes_not_seen_are_free_under_any_lambda() -> None:
+    """A strong λ cost up to 30 points of class-incremental accuracy where new classes' rows were held at nothing."""
+    learner = make_learner(replace(RULE, ewc_lambda=1e12, rehearsal_passes=0))
+    for label in (0, 1):
+        learn_stretch(learner, label, 200)
+    learner.consolidate()
+    head = learner.network.arena.views["4.linear.weight"]
+    fisher = learner.network.arena.lay_over(learner.anchor.fisher())["4.linear.weight"]
+    assert bool((fisher[:2].amax(1) > 0).all())
+    assert not bool(fisher[2:].any())
+    before = head.clone()
+    learn_stretch(learner, 2, 300)
+    moved = (head - before).abs().amax(1)
+    assert float(moved[2]) > 2 * float(moved[:2].max())  # those drift between their turns
+    assert accuracy(learner, 2) > 0.9
+
+
+def test_nothing_the_gpu_would_wait_for_is_asked_unless_the_caller_asks() -> None:
+    """Predicted classes and loss are worked out when looked at, not by the step."""
+    learner = make_learner()
+    learn_stretch(learner, 0, 20)
+    step = learner.learn(*windows(1, 10))
+    assert set(Step.__slots__) == {"new", "learnt", "answered", "p", "labels", "share"}
+    assert 0 < step.loss < 10
+    assert step.predicted.shape == (10,)
+
+
+@pytest.mark.parametrize("kind", ["exact", "sampled", "empirical"])
+def test_each_kind_of_fisher_serves(kind: str) -> None:
+    learner = make_learner(replace(RULE, fisher=kind))
+    for label in (0, 1):
+        learn_stretch(learner, label, 100)
+        learner.consolidate()
+    assert float(learner.anchor.fisher().max()) > 0
+    assert learner.consolidations == 2
 
 
 def test_restored_learner_is_the_same_bit_for_bit_from_then_on() -> None:

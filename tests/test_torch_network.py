@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edge_cl.learning import per_sample
+from edge_cl.learning.products import products
 from edge_cl.learning.torch_network import TorchNetwork
 
 CLASSES = 3
@@ -341,6 +342,46 @@ def test_gradient_is_added_and_may_be_asked_for_several_times() -> None:
     network.descend(delta, 0.01)
     torch.testing.assert_close(before - network.arena.flat, 0.01 * (gradient - 1) / 2, atol=1e-6, rtol=1e-4)
     assert float((before - network.arena.flat).abs().max()) > 1e-3
+
+
+class Twice(nn.Module):
+    """Uses a weight in more than one way, so that one product is not its gradient."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.w, self.b = nn.Parameter(0.3 * torch.randn(10, 10)), nn.Parameter(torch.randn(10))
+        self.head = nn.Linear(10, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "one transpose in two sums":
+            transposed = self.w.t()
+            h = torch.addmm(self.b, x, transposed).tanh() + (x @ transposed).tanh()
+        elif self.how == "two products":
+            h = functional.linear(functional.linear(x, self.w, self.b).tanh(), self.w, self.b)
+        elif self.how == "a scaled sum":
+            h = torch.addmm(self.b, x, self.w.t(), alpha=0.5, beta=2.0)
+        elif self.how == "a penalty of its own":
+            h = functional.linear(x, self.w, self.b) + self.w.square().sum()
+        else:
+            h = functional.linear(x, self.w, self.b)
+        answer: Tensor = self.head(h.tanh())
+        return answer
+
+
+@pytest.mark.parametrize(
+    "how", ["once", "one transpose in two sums", "two products", "a scaled sum", "a penalty of its own"]
+)
+def test_update_in_the_product_only_where_it_is_the_whole_gradient(how: str) -> None:
+    network, raw, delta = made(lambda: Twice(how), VECTOR), samples(VECTOR, 5), deltas(5)
+    network.forward(raw)
+    before, gradient = network.arena.flat.clone(), torch.zeros_like(network.arena.flat)
+    network.add_gradient(delta, gradient)
+    logits = network._last().logits
+    found = {name for p in products(logits, network._places) for name in (p.weight, p.bias)}
+    network.descend(delta, 0.01)
+    torch.testing.assert_close(before - network.arena.flat, 0.01 * gradient, atol=1e-6, rtol=1e-4)
+    assert found == ({0, 1, 2, 3} if how == "once" else {2, 3})
 
 
 def test_parameter_that_takes_no_part_stays() -> None:

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from edge_cl.learning.network import Network
+from edge_cl.learning.network import Learnable
 
 KINDS = ("exact", "sampled", "empirical")
 CHUNK = 256  # samples a pass: one gradient a sample of a convolution stays within some megabytes
 
 
 def fisher_diagonal(
-    network: Network,
+    network: Learnable,
     x: Tensor,
     *,
     kind: str = "exact",
@@ -50,7 +50,7 @@ def fisher_diagonal(
 
 
 def gaussian_fisher_diagonal(
-    network: Network,
+    network: Learnable,
     x: Tensor,
     *,
     kind: str = "exact",

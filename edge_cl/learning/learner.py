@@ -20,7 +20,7 @@ from edge_cl.learning.batch import Batch
 from edge_cl.learning.cuda_graph import CudaGraph
 from edge_cl.learning.draws import DRAWS_BYTES
 from edge_cl.learning.fisher import fisher_diagonal
-from edge_cl.learning.network import Network
+from edge_cl.learning.network import Learnable
 from edge_cl.learning.replay import Reservoir
 
 SETTLED = 1000  # samples; from here on one batch moves an input statistic by less than a hundredth
@@ -90,7 +90,7 @@ class Learner:
     x (B, *shape) in the sensor's own dtype, y (B,) class indices below the network's outputs.
     """
 
-    def __init__(self, network: Network, replay: Reservoir, exam: Reservoir, rule: Rule, *, seed: int = 0) -> None:
+    def __init__(self, network: Learnable, replay: Reservoir, exam: Reservoir, rule: Rule, *, seed: int = 0) -> None:
         self.network, self.replay, self.exam, self.rule = network, replay, exam, rule
         self.device, C = network.arena.flat.device, network.n_outputs
         self.anchor = Anchor(network.arena.flat)
@@ -104,7 +104,7 @@ class Learner:
 
     def predict(self, x: NDArray[Any]) -> NDArray[np.float32]:
         """Probabilities (B, C) of raw samples x (B, *shape); classes not seen yet have 0."""
-        return self._answers(self._there(x)).nan_to_num_(0.0).cpu().numpy()
+        return self._answers(self._there(x)).nan_to_num(0.0).cpu().numpy()
 
     def learn(self, x: NDArray[Any], y: NDArray[np.int64]) -> Step:
         """One step on labelled samples; a share of them goes to the exam instead and is never learnt from.
@@ -229,7 +229,7 @@ class Learner:
         return (logits + self._unseen).softmax(1)
 
     def _answers(self, x: Tensor) -> Tensor:
-        with self.network.evaluating():
+        with torch.inference_mode(), self.network.evaluating():
             return self._probabilities(self.network.forward(x))
 
     def _there(self, array: NDArray[Any]) -> Tensor:
@@ -302,6 +302,7 @@ class Learner:
             "standardise.mean": standardise.mean,
             "standardise.variance": standardise.variance,
             "seen": self.seen,
+            **{f"network.{name}": tensor for name, tensor in self.network.extras.items()},
         }
 
 

@@ -1,13 +1,14 @@
 """A network of built-in layers over one arena: it walks them forwards, and backwards with the update in the product.
 
 Knows layers and the arena. Must not know losses, replay or anchors. `TorchNetwork` (torch_network.py) has the same
-methods for PyTorch modules, through autograd.
+methods for PyTorch modules, through autograd; `Learnable` names them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +17,51 @@ from edge_cl.learning.arena import Arena, Parameters
 from edge_cl.learning.layers import Layer
 from edge_cl.learning.model import Blueprint
 from edge_cl.learning.standardise import Standardise
+
+
+class Learnable(Protocol):
+    """What a learning step asks of a network, whether it takes the product road (`Network`) or autograd's."""
+
+    arena: Arena
+    standardise: Standardise
+
+    @property
+    def kind(self) -> str:
+        """What it is called."""
+
+    @property
+    def n_outputs(self) -> int:
+        """Logits: the most classes it can tell apart."""
+
+    @property
+    def honest(self) -> bool:
+        """Whether a learning pass answers as a prediction does."""
+
+    @property
+    def recordable(self) -> bool:
+        """Whether a pass launches the same GPU kernels each time."""
+
+    @property
+    def extras(self) -> dict[str, Tensor]:
+        """What a checkpoint holds beside arena and statistics."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, C) of raw samples x (B, *shape)."""
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Within it `forward` answers as when deployed."""
+
+    def descend(self, delta: Tensor, learning_rate: float) -> None:
+        """θ ← θ - η ∂loss/∂θ from delta = ∂loss/∂logits (B, C) of the last forward pass."""
+
+    def add_gradient(self, delta: Tensor, into: Tensor) -> None:
+        """into (P,) += ∂loss/∂θ."""
+
+    def add_squares(self, delta: Tensor, into: Tensor) -> None:
+        """into (P,) += Σₙ (∂lossₙ/∂θ)², each sample squared by itself."""
+
+    def widened(self, flat: Tensor, n_outputs: int, rest: Tensor) -> Tensor:
+        """Parameters of the same network with a smaller head in this one's order, the missing rows from `rest`."""
 
 
 class Network:
@@ -41,9 +87,19 @@ class Network:
         self.to(device)
 
     @property
+    def kind(self) -> str:
+        """What it is called: mlp, cnn1d or cnn2d."""
+        return self.blueprint.kind
+
+    @property
     def n_outputs(self) -> int:
         """Logits: the most classes it can tell apart."""
         return self.blueprint.n_outputs
+
+    @property
+    def extras(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of a network beside arena and statistics: of built-in layers, nothing."""
+        return {}
 
     def to(self, device: torch.device | str) -> Network:
         """Move parameters and statistics to a device; each layer's parameters are views into the arena there."""

@@ -32,7 +32,7 @@ def products(output: Tensor, places: dict[Tensor, int]) -> list[Product]:
     """The products in the graph of `output` whose two parameters are among `places` and take part in nothing else."""
     if output.grad_fn is None:
         return []
-    uses: dict[Tensor, int] = {}
+    uses: dict[Any, int] = {}  # of parameters, and of their transposes: one may go into several sums
     found: list[Any] = []
     waiting, met = [output.grad_fn], {output.grad_fn}
     while waiting:
@@ -40,16 +40,18 @@ def products(output: Tensor, places: dict[Tensor, int]) -> list[Product]:
         if node.name() == "AddmmBackward0":
             found.append(node)
         for before, _ in node.next_functions:
+            if before is None:
+                continue
             parameter = getattr(before, "variable", None)
-            if parameter is not None:
-                uses[parameter] = uses.get(parameter, 0) + 1
-            elif before is not None and before not in met:
+            used = before if parameter is None else parameter
+            uses[used] = uses.get(used, 0) + 1
+            if parameter is None and before not in met:
                 met.add(before)
                 waiting.append(before)
     return [product for node in found if (product := _product(node, uses, places)) is not None]
 
 
-def _product(node: Any, uses: dict[Tensor, int], places: dict[Tensor, int]) -> Product | None:
+def _product(node: Any, uses: dict[Any, int], places: dict[Tensor, int]) -> Product | None:
     """`node` as a product; None if it is another kind of sum, or one of its parameters is used elsewhere, too."""
     (before_bias, _), _, (before_weight, _) = node.next_functions
     bias = getattr(before_bias, "variable", None)
@@ -58,6 +60,6 @@ def _product(node: Any, uses: dict[Tensor, int], places: dict[Tensor, int]) -> P
     weight = getattr(before_weight.next_functions[0][0], "variable", None)
     if weight is None or weight not in places or bias not in places or bias.dim() != 1:
         return None
-    if uses[weight] != 1 or uses[bias] != 1 or node._saved_alpha != 1 or node._saved_beta != 1:
+    if (uses[weight], uses[before_weight], uses[bias]) != (1, 1, 1) or node._saved_alpha != 1 or node._saved_beta != 1:
         return None
     return Product(node._saved_mat1.detach(), GradientEdge(node, 0), places[weight], places[bias])

@@ -103,6 +103,11 @@ class TorchNetwork:
         self._squares: Road | None = None  # chosen at the first use
 
     @property
+    def kind(self) -> str:
+        """What it is called: the module's class."""
+        return type(self.module).__name__
+
+    @property
     def n_parameters(self) -> int:
         """Numbers that are learnt."""
         return self.arena.flat.numel()
@@ -140,6 +145,10 @@ class TorchNetwork:
             self._parameters = [named[name] for name in self.arena.shapes]  # PyTorch may have made new ones
             self._bind()
         return self
+
+    def widened(self, flat: Tensor, n_outputs: int, rest: Tensor) -> Tensor:
+        """Raises ValueError: where a module's classes are, nobody but its author knows."""
+        raise ValueError(f"module: has {self.n_outputs} outputs, and its head cannot grow from {n_outputs} by itself")
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, C) of raw samples x (B, *shape).
