@@ -161,14 +161,18 @@ class Conv(Layer):
         self.shapes = {"weight": (outputs, channels // groups, *kernel), "bias": (outputs,)}
         self.patches = Patches(kernel, self.stride, self.padding, self.dilation, groups)
 
+    def bind(self, own: Parameters) -> None:
+        super().bind(own)
+        self.column, self.row = self._by_group(own["weight"]).movedim(1, -1), own["bias"].view(self.groups, 1, -1)
+
     def initialise(self, generator: torch.Generator) -> None:
         _uniform_fan_in(self.own["weight"], generator)
         self.own["bias"].zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         self.x = self.patches.unfold(x)
-        self.matrix = self._by_group(self.own["weight"]).movedim(1, -1).reshape(self.groups, self.x.shape[2], -1)
-        y = torch.baddbmm(self.own["bias"].view(self.groups, 1, -1), self.x, self.matrix)  # (G, B L, O / G)
+        self.matrix = self.column.reshape(self.groups, self.x.shape[2], -1)  # weights (G, K, O / G)
+        y = torch.baddbmm(self.row, self.x, self.matrix)  # (G, B L, O / G)
         positions = self.patches.positions[-len(self.kernel) :]
         return y.transpose(0, 1).reshape(len(x), *positions, -1).movedim(-1, 1)
 

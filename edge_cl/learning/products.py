@@ -6,15 +6,14 @@ another, or that somebody used by hand, is simply not among them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 
-@dataclass(frozen=True)
-class Product:
+class Product(NamedTuple):
     """y = x Wᵀ + b in a graph: x (B, I), the place of y (B, O), and which parameters W (O, I) and b (O,) are."""
 
     x: Tensor
@@ -32,34 +31,49 @@ def products(output: Tensor, places: dict[Tensor, int]) -> list[Product]:
     """The products in the graph of `output` whose two parameters are among `places` and take part in nothing else."""
     if output.grad_fn is None:
         return []
-    uses: dict[Any, int] = {}  # of parameters, and of their transposes: one may go into several sums
-    found: list[Any] = []
-    waiting, met = [output.grad_fn], {output.grad_fn}
+    uses: dict[Any, int] = {}  # edges into each node: a transposed weight may go into several sums
+    sums: list[Any] = []
+    waiting: list[Any] = [output.grad_fn]
     while waiting:
         node = waiting.pop()
-        if node.name() == "AddmmBackward0":
-            found.append(node)
-        for before, _ in node.next_functions:
-            if before is None:
-                continue
-            parameter = getattr(before, "variable", None)
-            used = before if parameter is None else parameter
-            uses[used] = uses.get(used, 0) + 1
-            if parameter is None and before not in met:
-                met.add(before)
-                waiting.append(before)
-    return [product for node in found if (product := _product(node, uses, places)) is not None]
+        if type(node) is SUM:
+            sums.append(node)
+        for before in _before(node):
+            if before in uses:
+                uses[before] += 1
+            elif before is not None:
+                uses[before] = 1
+                if type(before) is not LEAF:
+                    waiting.append(before)
+    return [product for node in sums if (product := _product(node, uses, places)) is not None]
 
 
 def _product(node: Any, uses: dict[Any, int], places: dict[Tensor, int]) -> Product | None:
     """`node` as a product; None if it is another kind of sum, or one of its parameters is used elsewhere, too."""
-    (before_bias, _), _, (before_weight, _) = node.next_functions
-    bias = getattr(before_bias, "variable", None)
-    if bias is None or before_weight is None or before_weight.name() != "TBackward0":
+    bias, _, transposed = _before(node)
+    if type(bias) is not LEAF or type(transposed) is not TRANSPOSE:
         return None
-    weight = getattr(before_weight.next_functions[0][0], "variable", None)
-    if weight is None or weight not in places or bias not in places or bias.dim() != 1:
+    (weight,) = _before(transposed)
+    if type(weight) is not LEAF or (uses[weight], uses[transposed], uses[bias]) != (1, 1, 1):
         return None
-    if (uses[weight], uses[before_weight], uses[bias]) != (1, 1, 1) or node._saved_alpha != 1 or node._saved_beta != 1:
+    w, b = places.get(weight.variable), places.get(bias.variable)
+    if w is None or b is None or bias.variable.dim() != 1 or node._saved_alpha != 1 or node._saved_beta != 1:
         return None
-    return Product(node._saved_mat1.detach(), GradientEdge(node, 0), places[weight], places[bias])
+    return Product(node._saved_mat1.detach(), GradientEdge(node, 0), w, b)
+
+
+def _before(node: Any) -> list[Any]:
+    """The nodes whose results `node` took; None where no gradient is wanted."""
+    return [before for before, _ in node.next_functions]
+
+
+def _types() -> tuple[type, type, type]:
+    """The classes of the graph's nodes that are looked for; comparing them is quicker than comparing names."""
+    with torch.enable_grad():
+        one = torch.ones(1, requires_grad=True)
+        node: Any = torch.addmm(one, torch.ones(1, 1), one.view(1, 1).t()).grad_fn
+    leaf, _, transposed = _before(node)
+    return type(node), type(transposed), type(leaf)
+
+
+SUM, TRANSPOSE, LEAF = _types()

@@ -47,7 +47,7 @@ class Call:
     output: GradientEdge
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Pass:
     """A forward pass: standardised samples, logits with their graph, and the calls on the way if squares are wanted."""
 
