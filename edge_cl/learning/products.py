@@ -67,7 +67,7 @@ def _before(node: Any) -> list[Any]:
     return [before for before, _ in node.next_functions]
 
 
-def _types() -> tuple[type, type, type]:
+def _types() -> tuple[Any, Any, Any]:
     """The classes of the graph's nodes that are looked for; comparing them is quicker than comparing names."""
     with torch.enable_grad():
         one = torch.ones(1, requires_grad=True)
