@@ -17,10 +17,10 @@ from edge_cl.learning.replay import Reservoir
 
 
 class Batch:
-    """Raw samples x (B, *shape), their labels (B,) and each row's share (B, 1) of the step.
+    """Raw samples x (B, *shape), their labels (B,), and each row's share (B, 1) of the step where they differ.
 
     A share is 1 / learnt rows, and 0 for a row that is only predicted, so that a step's gradient is a mean over what it
-    learns. There is room for `rows` of them, and for more once more have come; a GPU gets copies from pinned memory.
+    learns; where all rows are learnt it is left out. There is room for `rows` of them, and for more once more have come; a GPU gets copies from pinned memory.
     """
 
     def __init__(self, rows: int, shape: tuple[int, ...], dtype: np.dtype[Any], device: torch.device) -> None:
@@ -36,8 +36,8 @@ class Batch:
 
     def fill(
         self, x: NDArray[Any], y: NDArray[np.int64], replay: Reservoir, places: NDArray[np.int64], only_predicted: Any
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """x, labels and share of a step on new samples x (N, *shape), y (N,) and the replayed ones in `places` (M,).
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """x, labels and shares of a step on new samples x (N, *shape), y (N,) and the replayed ones in `places` (M,).
 
         `only_predicted` (N,) bool or None marks new samples that must not be learnt from.
         """
@@ -50,13 +50,12 @@ class Batch:
         replay.take(places, out=self._x[n:B])
         self._labels[:n] = y
         self._labels[n:B] = replay.labels[places]
-        if only_predicted is None:
-            self._share[:B] = 1.0 / B if B else 0.0
-        else:
+        if only_predicted is not None:
             self._share[:n, 0] = ~only_predicted
             self._share[n:B] = 1.0
             self._share[:B] /= max(1.0, self._share[:B].sum())
-        return self._on_device(B)
+        rows, seen, share = self._on_device(B)
+        return rows, seen, None if only_predicted is None else share
 
     def _make_room(self, rows: int) -> None:
         on_gpu = self.device.type == "cuda"

@@ -28,9 +28,9 @@ class CudaGraph:
         self._recorded: dict[Hashable, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
-    def __call__(self, *tensors: Tensor, key: Hashable) -> Tensor:
+    def __call__(self, *tensors: Tensor | None, key: Hashable) -> Tensor:
         """function(*tensors), with the tensors in the same places at each call of the same key."""
-        key = (key, *(tensor.data_ptr() for tensor in tensors))
+        key = (key, *(None if tensor is None else tensor.data_ptr() for tensor in tensors))
         if key not in self._recorded:
             calls = self._calls[key] = self._calls.get(key, 0) + 1
             if calls <= self.WARM_UP or len(self._recorded) == self.MOST:
@@ -43,7 +43,7 @@ class CudaGraph:
         graph.replay()
         return result.clone()
 
-    def _on_side_stream(self, *tensors: Tensor) -> Tensor:
+    def _on_side_stream(self, *tensors: Tensor | None) -> Tensor:
         """Where a recording will be made, too, so that the libraries' workspaces belong to the right stream."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):

@@ -51,7 +51,7 @@ class Step:
     """What a step did: how many of the `new` samples it learnt, and how probable it thought each class before that.
 
     p (B, C) belongs to all rows of the step, the new samples first, with `labels` (B,) and each row's `share` (B, 1) of
-    the loss, 0 for those set aside; `answered` (n or B, C) begins with the answers to the new samples as they came.
+    the loss if some were set aside; `answered` (n or B, C) begins with the answers to the new samples as they came.
     Classes and loss are worked out when asked for, so that a step on a GPU never waits for its own answer; ask before
     the next step, for labels and shares are looked up in this one's buffers.
     """
@@ -61,7 +61,7 @@ class Step:
     answered: Tensor
     p: Tensor
     labels: Tensor
-    share: Tensor
+    share: Tensor | None
 
     @property
     def predicted(self) -> NDArray[np.int64]:
@@ -73,7 +73,8 @@ class Step:
         """Mean cross-entropy before the step over what it learnt, NaN if nothing was learnt."""
         if self.learnt == 0:
             return float("nan")
-        return -float((self.p.gather(1, self.labels.unsqueeze(1)).log() * self.share).sum())
+        logs = self.p.gather(1, self.labels.unsqueeze(1)).log()
+        return -float(logs.mean() if self.share is None else (logs * self.share).sum())
 
 
 class Learner:
@@ -123,7 +124,7 @@ class Learner:
         # The pass that learns also predicts, unless a new class or a dropout would make that another prediction.
         answered = self._answers(batch[:n]) if new_class or not len(y) or not self.network.honest else None
         if answered is not None and not len(y):
-            return Step(n, 0, answered, answered, labels[:n], share[:n])
+            return Step(n, 0, answered, answered, labels[:n], None)
 
         if new_class:
             self._meet(x, y)
@@ -135,11 +136,10 @@ class Learner:
         self.learnt += len(y)
         return Step(n, len(y), p if answered is None else answered, p, labels, share)
 
-    def _descend(self, x: Tensor, labels: Tensor, share: Tensor) -> Tensor:
-        """Probabilities (B, C) of the rows, then one step down their loss, then one towards the anchor."""
+    def _descend(self, x: Tensor, labels: Tensor, share: Tensor | None) -> Tensor:
+        """Probabilities (B, C) of the rows, then one step down their mean loss, then one towards the anchor."""
         p = self._probabilities(self.network.forward(x))
-        delta = (p - self._targets.index_select(0, labels)).mul_(share)
-        self.network.descend(delta, self.rule.learning_rate)
+        self._down(p, labels, share, self.rule.learning_rate)
         self.anchor.pull(self.rule.learning_rate * self.rule.ewc_lambda)
         return p
 
@@ -177,8 +177,7 @@ class Learner:
         for number, places in enumerate(batches):
             batch, labels, share = self.batch.fill(*nothing, self.replay, places, only_predicted=None)
             p = self._probabilities(self.network.forward(batch))
-            delta = (p - self._targets.index_select(0, labels)).mul_(share)
-            self.network.descend(delta, self.rule.learning_rate * (1 - number / len(batches)))
+            self._down(p, labels, share, self.rule.learning_rate * (1 - number / len(batches)))
 
     def _set_exam_aside(self, x: NDArray[Any], y: NDArray[np.int64]) -> NDArray[np.bool_] | None:
         """Give a share of the samples to the exam; says which (B,), None if none."""
@@ -194,12 +193,20 @@ class Learner:
         if not (y.min() >= 0 and y.max() < len(self.seen)):
             raise ValueError(f"y: labels must be in 0 … {len(self.seen) - 1} (got {y.min()} … {y.max()})")
 
-    def _step(self, *rows: Tensor) -> Tensor:
+    def _down(self, p: Tensor, labels: Tensor, share: Tensor | None, learning_rate: float) -> None:
+        """θ ← θ - η ∂loss/∂θ for the mean cross-entropy of the rows, each by its share."""
+        delta = p - self._targets.index_select(0, labels)
+        if share is None:
+            self.network.descend(delta, learning_rate / len(labels))
+        else:
+            self.network.descend(delta.mul_(share), learning_rate)
+
+    def _step(self, x: Tensor, labels: Tensor, share: Tensor | None) -> Tensor:
         """`_descend`, on a GPU as one recorded piece: nothing in it waits for the host."""
         if self._recorded is None:
-            return self._descend(*rows)
+            return self._descend(x, labels, share)
         self.anchor.offset_for(self.rule.learning_rate * self.rule.ewc_lambda)  # brought up to date where it is read
-        return self._recorded(*rows, key=(len(rows[0]), self.anchor.scale > 0))
+        return self._recorded(x, labels, share, key=(len(x), self.anchor.scale > 0))
 
     def _meet(self, x: NDArray[Any], y: NDArray[np.int64]) -> None:
         """What must be known of new samples before they are learnt: their classes; of the very first, their range."""
