@@ -69,7 +69,7 @@ def measure(config: Config, *, state: Path | None, source_url: str) -> list[Chec
         _restore(learner, state, task, assembly.fingerprint(task, blueprint))
     x, y = _samples(task, config.learning.batch_size, rng)
     predict = _p99(lambda: learner.predict(x[:1]))
-    step = _p99(lambda: learner.learn(x, y))
+    step = _p99(lambda: learner.learn(x, y).predicted)
     held = learner.nbytes + planned.promised
     budget = config.budget
     return [
@@ -92,7 +92,8 @@ def _plan(config: Config, task: assembly.Task, blueprint: Blueprint) -> Plan:
 
 def _fill(learner: Learner, task: assembly.Task, rng: np.random.Generator) -> None:
     """Bring it to where it will spend its life: replay full, an anchor to be pulled to."""
-    learner.learn(*_samples(task, learner.rule.batch_size, rng))
+    while not bool(learner.seen.all()):  # the exam may take some, and what replay is offered must be known
+        learner.learn(*_samples(task, learner.rule.batch_size, rng))
     while learner.replay.size < learner.replay.capacity:
         learner.replay.offer(*_samples(task, 256, rng))
     learner.consolidate()

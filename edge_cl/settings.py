@@ -154,7 +154,7 @@ class LearningSettings(Group):
         "other counts round differently, so repeat a run with the same one.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto",
+        default="cpu",
         description="Where the arithmetic is done; auto: on an NVIDIA GPU that torch can use, else on the CPU. A GPU "
         "pays for wide models, and rounds differently from run to run.",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from edge_cl import assembly
 from edge_cl.config import Config, resolve
@@ -73,6 +74,39 @@ def test_a_learner_takes_the_bytes_that_were_planned(shape: tuple[int, ...], dty
     assert learner.nbytes + plan.promised <= plan.budget_bytes
     assert (learner.replay.nbytes, learner.exam.nbytes) == (plan["replay"], plan["exam"])
     assert (learner.replay.capacity, learner.exam.capacity) == (300, 33)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_fewer_bits_hold_more_samples_in_the_same_plan(bits: int) -> None:
+    signal = Schema("x", "int16", (128, 9))
+    kept = {}
+    for name, overrides in (("own", ()), ("fewer", (f"replay.bits={bits}",))):
+        config = settings("replay.samples=null", "budget.memory_bytes=4 MiB", *overrides)
+        task = assembly.task_of(config, signal)
+        blueprint = assembly.blueprint_of(config, task)
+        plan = assembly.plan_of(config, task, blueprint)
+        learner = assembly.make_learner(config, task, blueprint, plan, seed=0)
+        assert learner.replay.nbytes == plan["replay"]
+        assert learner.nbytes + plan.promised <= 4 * 2**20
+        kept[name] = learner.replay.capacity
+    # 128 rows of 9 int16 values are 2,304 bytes; packed, each channel's span takes 4 bytes beside them
+    assert kept["fewer"] / kept["own"] == pytest.approx((2304 + 2) / (128 * 9 * bits / 8 + 36 + 2), rel=0.01)
+
+
+def test_vectors_are_kept_as_they_are() -> None:
+    config = settings("replay.bits=4")
+    task = assembly.task_of(config, Schema("x", "int16", (12,)))
+    blueprint = assembly.blueprint_of(config, task)
+    learner = assembly.make_learner(config, task, blueprint, assembly.plan_of(config, task, blueprint), seed=0)
+    assert learner.replay.items.dtype == np.int16
+
+
+def test_a_gpu_that_is_not_there_is_the_operators_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert {assembly.device_of(settings(f"learning.device={name}")).type for name in ("auto", "cpu")} == {"cpu"}
+    with pytest.raises(OperatorError, match=r"learning\.device: .* no NVIDIA GPU here \(got cuda\)") as caught:
+        assembly.device_of(settings("learning.device=cuda"))
+    assert caught.value.hint.startswith("set learning.device to auto or cpu")
 
 
 def test_a_window_counts_in_the_plan() -> None:

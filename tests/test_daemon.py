@@ -523,6 +523,21 @@ def test_classes_without_names_are_numbered_as_they_appear(tmp_path: Path) -> No
     assert saved(state).meta["label_names"] == ["0", "1", "2"]
 
 
+def test_classes_may_be_added_to_what_was_learnt(tmp_path: Path, recording: Path) -> None:
+    """The head grows with the state there is: same step count, old answers kept, a snapshot with the new names."""
+    state = tmp_path / "state"
+    run_and_stop_at(120, state, f"recording:{recording}", "labels=[a, b, c]", "model.max_classes=3")
+    before = saved(state)
+    run(state, f"recording:{recording}", "labels=[a, b, c, d]", "model.max_classes=5")
+    after = saved(state)
+    assert after.meta["label_names"] == ["a", "b", "c", "d"]
+    assert after.arrays["seen"].tolist() == [True, True, True, False, False]
+    assert len(before.arrays["parameters"]) < len(after.arrays["parameters"])
+    current = Shelf(state).current()
+    assert current is not None
+    assert current.manifest["labels"] == ["a", "b", "c", "d"]
+
+
 def test_names_in_the_configuration_come_before_the_sources_own(tmp_path: Path, recording: Path) -> None:
     run(tmp_path / "state", f"recording:{recording}?limit=20", "labels=[a, b, c]")
     current = Shelf(tmp_path / "state").current()

@@ -44,8 +44,9 @@ def _exact_products() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_gpu_learns_what_the_cpu_learns(kind: str) -> None:
+def test_the_gpu_learns_what_the_cpu_learns(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounding apart: recorded steps, steps that are not, consolidations and all."""
+    monkeypatch.setattr("edge_cl.learning.anchor.SLICES", 1)  # as on a GPU, where slices save nothing
     here, there = make_learner(kind, "cpu"), make_learner(kind, "cuda")
     for number, (x, y) in enumerate(stream(kind, 40)):
         one, other = here.learn(x, y), there.learn(x, y)
@@ -58,6 +59,19 @@ def test_the_gpu_learns_what_the_cpu_learns(kind: str) -> None:
     np.testing.assert_allclose(there.predict(x), here.predict(x), atol=0.02)
     for name in ("replay", "exam"):
         np.testing.assert_array_equal(getattr(here, name).labels, getattr(there, name).labels)
+
+
+def test_a_head_grows_there_too() -> None:
+    one = make_learner("mlp", "cuda")
+    for x, y in stream("mlp", 8):
+        one.learn(x, y)
+    one.consolidate()
+    network = Network(design("mlp", KINDS["mlp"], 6, 8), device="cuda")
+    replay, exam = (Reservoir(n, KINDS["mlp"], np.dtype(np.int16), n_classes=6, seed=n) for n in (60, 20))
+    wider = Learner(network, replay, exam, RULE)
+    wider.restore(*one.state())
+    x, _ = stream("mlp", 1)[0]
+    np.testing.assert_allclose(wider.predict(x)[:, :4], one.predict(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -133,6 +133,75 @@ def test_an_exam_sample_does_not_move_a_weight() -> None:
     assert not bool(learner.seen.any())
 
 
+def test_loss_is_a_number_when_an_exam_sample_is_of_a_class_not_seen() -> None:
+    learner = make_learner(replace(RULE, exam_share=0.5), exam=50)
+    losses = []
+    for label in range(CLASSES):
+        for seed in range(4):
+            step = learner.learn(*windows(label, 6, seed))
+            if step.learnt:
+                losses.append(step.loss)
+                assert step.predicted.shape == (6,)
+    assert len(losses) > CLASSES
+    assert np.isfinite(losses).all()
+
+
+def test_exam_samples_do_not_reach_batch_statistics_of_a_module() -> None:
+    """Rows of the exam that go through the learning pass would be in its means, share 0 or not."""
+    rule = replace(RULE, exam_share=0.4, replay_per_step=0)
+    x, y = windows(0, 20)
+    ends = []
+    for shift in (0, 2000):
+        network = TorchNetwork(normalised().train(), SHAPE)
+        reservoirs = (Reservoir(n, SHAPE, np.dtype(np.int16), n_classes=CLASSES) for n in (60, 50))
+        learner = Learner(network, *reservoirs, rule, seed=3)
+        learner.learn(*windows(0, 10, seed=5))
+        examined = np.random.default_rng()
+        examined.bit_generator.state = learner.rng.bit_generator.state
+        moved = x + (shift * (examined.random(20) < 0.4))[:, None, None].astype(np.int16)
+        learner.learn(moved, y)
+        ends.append(learner.network.arena.flat.clone())
+    assert torch.equal(ends[0], ends[1])
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_nothing_and_next_to_nothing_can_be_learnt(n: int) -> None:
+    learner = make_learner()
+    step = learner.learn(*windows(0, n))
+    assert (step.learnt, step.predicted.shape) == (n, (n,))
+    assert learner.predict(windows(0, 0)[0]).shape == (0, CLASSES)
+
+
+def test_a_label_for_each_sample_or_nothing_happens() -> None:
+    learner = make_learner()
+    learn_stretch(learner, 0, 20)
+    before = learner.network.arena.flat.clone()
+    with pytest.raises(ValueError, match=r"y: must have a label for each of the 1 samples \(got 3\)"):
+        learner.learn(windows(0, 1)[0], np.zeros(3, np.int64))
+    assert torch.equal(learner.network.arena.flat, before)
+
+
+def test_refused_state_changes_nothing() -> None:
+    learner, stranger = make_learner(), make_learner()
+    learn_stretch(stranger, 0, 50)
+    arrays, values = stranger.state()
+    before = learner.network.arena.flat.clone()
+    with pytest.raises(ValueError, match=r"standardise\.mean"):
+        learner.restore({**arrays, "standardise.mean": np.zeros(9, np.float32)}, values)
+    assert torch.equal(learner.network.arena.flat, before)
+
+
+def test_rehearsal_of_one_more_than_a_batch_leaves_no_sample_alone() -> None:
+    """A batch statistic of one sample is none."""
+    network = TorchNetwork(normalised().train(), SHAPE)
+    reservoirs = (Reservoir(n, SHAPE, np.dtype(np.int16), n_classes=CLASSES) for n in (RULE.rehearsal_batch + 1, 0))
+    learner = Learner(network, *reservoirs, RULE)
+    learn_stretch(learner, 0, 60)
+    learner.consolidate()
+    assert learner.replay.size == RULE.rehearsal_batch + 1
+    assert learner.consolidations == 1
+
+
 def test_step_is_the_gradient_step_of_the_smoothed_cross_entropy() -> None:
     """Against autograd, on the first step, when there is nothing to replay and no anchor."""
     learner, twin = make_learner(), make_learner()

@@ -66,6 +66,15 @@ def test_statistics_follow_a_sensor_that_drifts_after_their_memory_is_full() -> 
     assert layer.mean.item() == pytest.approx(8.0, abs=0.01)
 
 
+def test_more_samples_at_once_than_are_remembered_count_once() -> None:
+    layer = Standardise((2,))
+    x = 3 + 0.1 * torch.randn(2 * Standardise.MEMORY, 2, generator=torch.Generator().manual_seed(0))
+    for _ in range(2):
+        layer.observe(x)
+    torch.testing.assert_close(layer.mean, x.mean(0), atol=1e-3, rtol=0)
+    torch.testing.assert_close(layer.variance.sqrt(), x.std(0), atol=2e-3, rtol=0)
+
+
 def test_a_single_glitch_moves_neither_statistics_nor_network() -> None:
     """A serial line or a loose wire delivers one absurd number; months of statistics must not drown in it."""
     rng = np.random.default_rng(0)

@@ -81,8 +81,8 @@ class Anchor:
 
     def pull(self, strength: float) -> None:
         """One proximal step of strength ηλ on a slice of θ, in place; at its turn each slice gets all turns' worth."""
-        if self.scale == 0 or strength == 0:
-            return
+        if strength == 0 or (self.scale == 0 and self.live.device.type == "cpu"):
+            return  # on a GPU nothing may depend on what the host knows: there codes of 0 pull by 0
         live, kept, codes, a, target = self._slices[self.turn]
         self.turn = (self.turn + 1) % self.n_slices
         torch.mul(a.copy_(codes), a, out=a)  # F / scale²

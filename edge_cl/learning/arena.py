@@ -14,6 +14,11 @@ from torch import Tensor
 Parameters = dict[str, Tensor]
 
 
+def where(device: torch.device | str) -> torch.device:
+    """A device by its full name: tensors on "cuda" say that they are on "cuda:0"."""
+    return torch.empty(0, device=device).device
+
+
 class Arena:
     """All parameters of a network in one float32 tensor, so that budget, anchor and checkpoint are single copies.
 

@@ -20,7 +20,8 @@ class Batch:
     """Raw samples x (B, *shape), their labels (B,), and each row's share (B, 1) of the step where they differ.
 
     A share is 1 / learnt rows, and 0 for a row that is only predicted, so that a step's gradient is a mean over what it
-    learns; where all rows are learnt it is left out. There is room for `rows` of them, and for more once more have come; a GPU gets copies from pinned memory.
+    learns; where all rows are learnt it is left out. There is room for `rows` of them, and for more once more have
+    come; a GPU gets copies from pinned memory.
     """
 
     def __init__(self, rows: int, shape: tuple[int, ...], dtype: np.dtype[Any], device: torch.device) -> None:
@@ -43,7 +44,7 @@ class Batch:
         """
         n, B = len(y), len(y) + len(places)
         if self._copied is not None:
-            self._copied.synchronize()  # the copy of the step before has long been made; this only makes sure
+            self._copied.synchronize()  # the step before may still be reading what is written over now
         if len(self._x) < B:
             self._make_room(B)
         self._x[:n] = x

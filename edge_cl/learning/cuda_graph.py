@@ -16,32 +16,38 @@ class CudaGraph:
     """Calls `function`, first as it is, then by replaying what it launched: the same kernels on the same memory.
 
     Every call does what one call of the function does, the recording itself excepted. What the function reads must
-    change in place only; what differs otherwise, a length or a branch, belongs into `key`. The result (...) is a copy.
+    change in place only; what differs otherwise, a length, belongs into `key`. The result (...) is a copy.
     """
 
     WARM_UP = 3  # calls before the recording, in which libraries choose their kernels and make their workspaces
-    MOST = 8  # recordings; whatever comes in more variants than that is called as it is
+    MOST = 8  # recordings; the one that was not used for longest makes way
 
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        self._function = function
+    def __init__(self, function: Callable[..., Tensor], device: torch.device) -> None:
+        self._function, self._device = function, device
         self._calls: dict[Hashable, int] = {}
-        self._recorded: dict[Hashable, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._recorded: dict[Hashable, tuple[torch.cuda.CUDAGraph, Tensor]] = {}  # in the order of their last use
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, *tensors: Tensor | None, key: Hashable) -> Tensor:
         """function(*tensors), with the tensors in the same places at each call of the same key."""
         key = (key, *(None if tensor is None else tensor.data_ptr() for tensor in tensors))
-        if key not in self._recorded:
-            calls = self._calls[key] = self._calls.get(key, 0) + 1
-            if calls <= self.WARM_UP or len(self._recorded) == self.MOST:
-                return self._on_side_stream(*tensors)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=self._stream):
-                result = self._function(*tensors)
-            self._recorded[key] = graph, result
-        graph, result = self._recorded[key]
-        graph.replay()
-        return result.clone()
+        with torch.cuda.device(self._device):
+            if key not in self._recorded:
+                calls = self._calls[key] = self._calls.get(key, 0) + 1
+                if calls <= self.WARM_UP:
+                    return self._on_side_stream(*tensors)
+                if len(self._recorded) == self.MOST:
+                    del self._recorded[next(iter(self._recorded))]
+                self._recorded[key] = self._record(*tensors)
+            graph, result = self._recorded[key] = self._recorded.pop(key)
+            graph.replay()
+            return result.clone()
+
+    def _record(self, *tensors: Tensor | None) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream):
+            result = self._function(*tensors)
+        return graph, result
 
     def _on_side_stream(self, *tensors: Tensor | None) -> Tensor:
         """Where a recording will be made, too, so that the libraries' workspaces belong to the right stream."""

@@ -1,7 +1,7 @@
 """What a built-in layer knows: its forward pass, its backward product, its Fisher rule and its ONNX node.
 
 Each layer keeps what its backward pass needs from the last forward pass and nothing else. There is no graph: `Network`
-(model.py) walks the layers backwards. A layer knows nothing of losses, steps, anchors or files.
+(network.py) walks the layers backwards. A layer knows nothing of losses, steps, anchors or files.
 
 Shapes: B batch, I inputs, O outputs, C channels, L positions (length, or height x width), K kernel entries.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -200,8 +200,8 @@ class Conv(Layer):
 
     def _add(self, matrix: Tensor, into: Tensor, alpha: float) -> None:
         """into (O, C / G, *kernel) += alpha · matrix (G, K, O / G)."""
-        target = self._by_group(into)
-        target.add_(matrix.transpose(1, 2).reshape(target.shape), alpha=alpha)
+        by_kernel = matrix.view(self.groups, *self.kernel, into.shape[1], -1)
+        self._by_group(into).add_(by_kernel.movedim(-1, 1), alpha=alpha)
 
     def output_shape(self, shape: Shape) -> Shape:
         geometry = zip(shape[1:], self.kernel, self.stride, self.padding, self.dilation, strict=True)
@@ -408,7 +408,7 @@ def _uniform_fan_in(weight: Tensor, generator: torch.Generator) -> None:
     weight.uniform_(-bound, bound, generator=generator)
 
 
-@lru_cache
+@cache
 def _ones(n: int, device: torch.device) -> Tensor:
-    """A vector of ones (n,), made once for each length."""
+    """A vector of ones (n,), made once for each length and kept: a recorded step reads it where it is."""
     return torch.ones(n, device=device)

@@ -1,8 +1,8 @@
 """The learner: predict, learn, consolidate. The one file that knows how network, replay, anchor and exam meet.
 
 Rule 1: a step reads top to bottom, each family of methods at its own line.
-Rule 2: everything random comes from generators in the state; no clock, no file, no thread.
-Rule 3: all memory that grows with anything is allocated in the constructor.
+Rule 2: everything random comes from generators in the state, but for a dropout in a user's module; no clock, no file.
+Rule 3: memory is allocated in the constructor; only a step larger than the rule says makes the batch grow, once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Rule:
-    """The numbers of a learning step; config.yaml says what each costs. A step may bring more than `batch_size`."""
+    """The numbers of a learning step; config.yaml says what they cost. A step may bring more than `batch_size`."""
 
     learning_rate: float = 0.1
     batch_size: int = 10
@@ -53,7 +53,7 @@ class Step:
     p (B, C) belongs to all rows of the step, the new samples first, with `labels` (B,) and each row's `share` (B, 1) of
     the loss if some were set aside; `answered` (n or B, C) begins with the answers to the new samples as they came.
     Classes and loss are worked out when asked for, so that a step on a GPU never waits for its own answer; ask before
-    the next step, for labels and shares are looked up in this one's buffers.
+    the learner does anything else, for labels and shares are looked up in this step's buffers.
     """
 
     new: int
@@ -74,7 +74,7 @@ class Step:
         if self.learnt == 0:
             return float("nan")
         logs = self.p.gather(1, self.labels.unsqueeze(1)).log()
-        return -float(logs.mean() if self.share is None else (logs * self.share).sum())
+        return -float(logs.mean() if self.share is None else (logs * self.share)[self.share > 0].sum())
 
 
 class Learner:
@@ -101,7 +101,8 @@ class Learner:
         self.learnt = self.steps = self.consolidations = 0
         self._unseen, self._targets = torch.empty(C, device=self.device), torch.empty(C, C, device=self.device)
         self._refresh_targets()
-        self._recorded = CudaGraph(self._descend) if self.device.type == "cuda" and network.recordable else None
+        on_gpu = self.device.type == "cuda" and network.recordable
+        self._recorded = CudaGraph(self._descend, self.device) if on_gpu else None
 
     def predict(self, x: NDArray[Any]) -> NDArray[np.float32]:
         """Probabilities (B, C) of raw samples x (B, *shape); classes not seen yet have 0."""
@@ -110,11 +111,11 @@ class Learner:
     def learn(self, x: NDArray[Any], y: NDArray[np.int64]) -> Step:
         """One step on labelled samples; a share of them goes to the exam instead and is never learnt from.
 
-        Raises ValueError if a label is outside the network's outputs.
+        Raises ValueError if a label is outside the network's outputs, or there is not one for each sample.
         """
         n, new_class = len(y), not self._seen.issuperset(y.tolist())
-        if new_class:
-            self._check_labels(y)
+        if new_class or len(x) != n:
+            self._check_labels(x, y)
         examined = self._set_exam_aside(x, y)
         places = self.replay.draw(self.rule.replay_per_step)
         batch, labels, share = self.batch.fill(x, y, self.replay, places, only_predicted=examined)
@@ -125,6 +126,8 @@ class Learner:
         answered = self._answers(batch[:n]) if new_class or not len(y) or not self.network.honest else None
         if answered is not None and not len(y):
             return Step(n, 0, answered, answered, labels[:n], None)
+        if answered is not None and examined is not None:  # already answered: nobody's statistics need to see them
+            batch, labels, share = self.batch.fill(x, y, self.replay, places, only_predicted=None)
 
         if new_class:
             self._meet(x, y)
@@ -151,6 +154,8 @@ class Learner:
         if self.replay.size == 0:
             return
         self._rehearse()
+        if not bool(self.network.arena.flat.isfinite().all()):
+            return  # it has diverged, and the anchor keeps what was known before
         places = self.replay.shuffled()[: self.rule.fisher_samples]
         x, labels = self._there(self.replay.take(places)), self._there(self.replay.labels[places].astype(np.int64))
         generator = torch.Generator(self.device).manual_seed(int(self.rng.integers(2**63)))
@@ -170,9 +175,9 @@ class Learner:
 
     def _rehearse(self) -> None:
         """A few passes over the reservoir with a rate that falls to zero, so that the snapshot is taken at rest."""
-        size, cut = self.replay.size, range(0, self.replay.size, self.rule.rehearsal_batch)
+        cuts = -(-self.replay.size // self.rule.rehearsal_batch)
         passes = [self.replay.shuffled() for _ in range(self.rule.rehearsal_passes)]
-        batches = [one[start : min(start + self.rule.rehearsal_batch, size)] for one in passes for start in cut]
+        batches = [places for one in passes for places in np.array_split(one, cuts)]
         nothing = np.empty((0, *self.batch.shape), self.batch.dtype), np.empty(0, np.int64)
         for number, places in enumerate(batches):
             batch, labels, share = self.batch.fill(*nothing, self.replay, places, only_predicted=None)
@@ -189,7 +194,9 @@ class Learner:
         self.exam.offer(x[examined], y[examined])
         return examined
 
-    def _check_labels(self, y: NDArray[np.int64]) -> None:
+    def _check_labels(self, x: NDArray[Any], y: NDArray[np.int64]) -> None:
+        if len(x) != len(y):
+            raise ValueError(f"y: must have a label for each of the {len(x)} samples (got {len(y)})")
         if not (y.min() >= 0 and y.max() < len(self.seen)):
             raise ValueError(f"y: labels must be in 0 … {len(self.seen) - 1} (got {y.min()} … {y.max()})")
 
@@ -206,7 +213,7 @@ class Learner:
         if self._recorded is None:
             return self._descend(x, labels, share)
         self.anchor.offset_for(self.rule.learning_rate * self.rule.ewc_lambda)  # brought up to date where it is read
-        return self._recorded(x, labels, share, key=(len(x), self.anchor.scale > 0))
+        return self._recorded(x, labels, share, key=len(x))
 
     def _meet(self, x: NDArray[Any], y: NDArray[np.int64]) -> None:
         """What must be known of new samples before they are learnt: their classes; of the very first, their range."""
@@ -236,6 +243,8 @@ class Learner:
         return (logits + self._unseen).softmax(1)
 
     def _answers(self, x: Tensor) -> Tensor:
+        if len(x) == 0:
+            return torch.empty(0, len(self.seen))
         with torch.inference_mode(), self.network.evaluating():
             return self._probabilities(self.network.forward(x))
 
@@ -251,7 +260,7 @@ class Learner:
         return self.network.arena.nbytes + tables + sum(part.nbytes for part in parts)
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
-        """Arrays and plain values from which `restore` makes the same learner, bit for bit."""
+        """Arrays and plain values from which `restore` makes the same learner, bit for bit; live views on a CPU."""
         standardise, anchor = self.network.standardise, self.anchor
         arrays: Arrays = {name: tensor.cpu().numpy() for name, tensor in self._tensors().items()}
         values: dict[str, Any] = {
@@ -276,6 +285,7 @@ class Learner:
             if name not in arrays or arrays[name].shape != tuple(tensor.shape):
                 got = arrays[name].shape if name in arrays else "nothing"
                 raise ValueError(f"{name}: must have shape {tuple(tensor.shape)} (got {got})")
+        for name, tensor in self._tensors().items():
             tensor.copy_(torch.from_numpy(arrays[name]))
         self.rng.bit_generator.state = values["rng"]
         self.learnt, self.steps, self.consolidations, self.network.standardise.seen = values["counts"]
@@ -293,7 +303,7 @@ class Learner:
         rests = {
             "parameters": theta,
             "anchor.theta": theta.half(),
-            "anchor.fisher_codes": torch.zeros_like(self.anchor.codes),
+            "anchor.fisher_codes": torch.zeros(len(theta), dtype=self.anchor.codes.dtype),
         }
         wide = {name: self.network.widened(torch.from_numpy(arrays[name]), n, rest) for name, rest in rests.items()}
         wide["seen"] = torch.zeros_like(self.seen)

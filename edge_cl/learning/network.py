@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from edge_cl.learning.arena import Arena, Parameters
+from edge_cl.learning.arena import Arena, Parameters, where
 from edge_cl.learning.layers import Layer
 from edge_cl.learning.model import Blueprint
 from edge_cl.learning.standardise import Standardise
@@ -102,8 +102,12 @@ class Network:
         return {}
 
     def to(self, device: torch.device | str) -> Network:
-        """Move parameters and statistics to a device; each layer's parameters are views into the arena there."""
-        if self.arena.flat.device != torch.device(device):
+        """Move parameters and statistics to a device; each layer's parameters are views into the arena there.
+
+        Before a `Learner` is made of it: an anchor and recorded steps stay with the arena they were made for.
+        """
+        device = where(device)
+        if self.arena.flat.device != device:
             self.arena = self.arena.to(device)
             self.standardise = self.standardise.to(device)
             self._bind()
@@ -117,13 +121,12 @@ class Network:
         name, layer = self.blueprint.named_layers()[-1]
         head = {f"{name}.{key}" for key in layer.shapes}
         wide = rest.clone()
-        start = 0
-        for key, view in self.arena.lay_over(wide).items():
-            part = view[:n_outputs] if key in head else view
-            part.copy_(flat[start : start + part.numel()].view(part.shape))
-            start += part.numel()
-        if start != len(flat):
-            raise ValueError(f"parameters: must be {start} with {n_outputs} outputs (got {len(flat)})")
+        parts = [v[:n_outputs] if key in head else v for key, v in self.arena.lay_over(wide).items()]
+        sizes = [part.numel() for part in parts]
+        if sum(sizes) != len(flat):
+            raise ValueError(f"parameters: must be {sum(sizes)} with {n_outputs} outputs (got {len(flat)})")
+        for part, values in zip(parts, torch.split(flat, sizes), strict=True):
+            part.copy_(values.view(part.shape))
         return wide
 
     def forward(self, x: Tensor) -> Tensor:

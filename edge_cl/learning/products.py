@@ -57,7 +57,9 @@ def _product(node: Any, uses: dict[Any, int], places: dict[Tensor, int]) -> Prod
     if type(weight) is not LEAF or (uses[weight], uses[transposed], uses[bias]) != (1, 1, 1):
         return None
     w, b = places.get(weight.variable), places.get(bias.variable)
-    if w is None or b is None or bias.variable.dim() != 1 or node._saved_alpha != 1 or node._saved_beta != 1:
+    if w is None or b is None or (node._saved_alpha, node._saved_beta) != (1, 1):
+        return None
+    if bias.variable.shape != weight.variable.shape[:1]:  # one number for all outputs
         return None
     return Product(node._saved_mat1.detach(), GradientEdge(node, 0), w, b)
 

@@ -81,9 +81,7 @@ class Standardise:
         if self.layout[-1] > 1 and x.shape[1:] != self.layout:
             raw = raw.view(-1, *self.layout)
         y = raw.sub_(self.mean).mul_(self.inverse_deviation).clamp_(-self.LIMIT, self.LIMIT)
-        if len(self.layout) == 1:
-            return y
-        return y.view(-1, *self.output_shape) if self.layout[-1] == 1 else y.movedim(-1, 1)
+        return y if len(self.layout) == 1 else y.view(-1, *self.layout).movedim(-1, 1)
 
     def _merge(self, centred: Tensor) -> None:
         """Merge samples (B, *layout) from which the mean was already taken: sums of small numbers lose no digits."""
@@ -91,7 +89,7 @@ class Standardise:
         rows = centred.reshape(-1, C)
         if self.seen:
             rows = torch.clamp(rows, -self._bound, self._bound)
-        weight = n / min(self.seen + n, self.MEMORY)
+        weight = n / max(n, min(self.seen + n, self.MEMORY))
         if C == 1:
             flat = rows.view(-1)
             shift, squares = flat.mean().view(1), torch.dot(flat, flat).view(1)

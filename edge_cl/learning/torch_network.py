@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call, grad, vmap
 
-from edge_cl.learning.arena import Arena
+from edge_cl.learning.arena import Arena, where
 from edge_cl.learning.layers import Shape
 from edge_cl.learning.per_sample import Use, add_squares, chunks, objection
 from edge_cl.learning.products import products
@@ -73,8 +73,6 @@ class TorchNetwork:
     """
 
     recordable = False  # as a CUDA graph: nobody knows what a module asks the host for
-
-    recordable = False  # as a CUDA graph: nobody knows what a module's forward does besides
 
     def __init__(self, module: nn.Module, layout: Shape, shape: Shape | None = None) -> None:
         self.module, self.layout, self.shape = module, layout, layout if shape is None else shape
@@ -136,7 +134,8 @@ class TorchNetwork:
 
     def to(self, device: torch.device | str) -> TorchNetwork:
         """Move module, parameters and statistics to a device; the parameters are views into the arena there."""
-        if self.arena.flat.device != torch.device(device):
+        device = where(device)
+        if self.arena.flat.device != device:
             self._pass = None
             self.arena = self.arena.to(device)
             self.standardise = self.standardise.to(device)
@@ -346,14 +345,14 @@ class TorchNetwork:
         if not any(p.requires_grad for p in self.module.parameters()):
             raise ValueError(f"module: must have a parameter with requires_grad (got {type(self.module).__name__})")
         shape = (2, *self.standardise.output_shape)
-        zeros = torch.zeros(shape, device=device)
+        zeros = self.standardise.forward(torch.zeros((2, *self.layout), device=device))  # laid out as samples will be
         with self.evaluating(), torch.enable_grad(), _buffers_kept(self.module):
             try:
                 logits = self.module(self._laid_out(zeros))
             except RuntimeError:
                 self._channels_last = False
             try:
-                logits = logits if self._channels_last else self.module(zeros)
+                logits = logits if self._channels_last else self.module(self._laid_out(zeros))
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
                 raise ValueError(f"module: must take standardised samples of shape {shape} ({error})") from error
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -370,11 +369,7 @@ class TorchNetwork:
 
         A convolution hands on the layout of its input, and what is channels last cannot be flattened by `view`.
         """
-        if len(self.layout) == 1:
-            return h
-        if self._channels_last:
-            return h.permute(0, 2, 3, 1).flatten().view(-1, *self.layout).permute(0, 3, 1, 2)
-        return h.flatten().view(h.shape)
+        return h if len(self.layout) == 1 or self._channels_last else h.flatten().view(h.shape)
 
     def _bind(self) -> None:
         self._views = list(self.arena.views.values())
