@@ -8,6 +8,7 @@ from reference import autograd_gradient, fisher_by_loop
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from edge_cl.learning import layers
 from edge_cl.learning.layers import (
     Affine,
     Conv,
@@ -110,6 +111,20 @@ def test_one_sample_alone_gets_the_answer_it_gets_among_others(network: Network)
     together = network.forward(x)
     alone = torch.cat([network.forward(x[n : n + 1]) for n in range(len(x))])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("faster", [False, *([True] if torch._C._has_mkldnn else [])])
+def test_large_layers_answer_the_same_whichever_product_is_faster_here(
+    faster: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "ONEDNN_IS_FASTER", faster)
+    layer = Linear(784, 256)
+    layer.bind({"weight": torch.randn(256, 784), "bias": torch.randn(256)})
+    x = torch.randn(20, 784)
+    expected = torch.nn.functional.linear(x, layer.own["weight"], layer.own["bias"])
+    torch.testing.assert_close(layer.forward(x), expected, atol=1e-4, rtol=1e-4)
+    with torch.inference_mode():
+        torch.testing.assert_close(layer.forward(x), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_blueprint_counts_the_parameters_that_there_are(network: Network) -> None:
