@@ -218,7 +218,33 @@ class Conv(Layer):
         return [Node("Conv", self.shapes, attributes=attributes)]
 
 
-class GroupNorm(Layer):
+class ScaleAndShift(Layer):
+    """What layers with one factor γ and one summand β a channel have in common; `_per_sample` is what differs."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.shapes = {"weight": (channels,), "bias": (channels,)}
+
+    def initialise(self, generator: torch.Generator) -> None:
+        self.own["weight"].fill_(1.0)
+        self.own["bias"].zero_()
+
+    def add_gradient(self, delta: Tensor, into: Parameters, alpha: float) -> None:
+        per_sample_weight, per_sample_bias = self._per_sample(delta)
+        into["weight"].add_(per_sample_weight.sum(0), alpha=alpha)
+        into["bias"].add_(per_sample_bias.sum(0), alpha=alpha)
+
+    def add_squares(self, delta: Tensor, into: Parameters) -> None:
+        per_sample_weight, per_sample_bias = self._per_sample(delta)
+        into["weight"].add_(per_sample_weight.square().sum(0))
+        into["bias"].add_(per_sample_bias.square().sum(0))
+
+    def _per_sample(self, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """∂lossₙ/∂γ and ∂lossₙ/∂β, (B, C) each."""
+        raise NotImplementedError
+
+
+class GroupNorm(ScaleAndShift):
     """y = γ (x - mean) / √(variance + ε) + β over groups of channels of one sample; x (B, C, ...), γ and β (C,).
 
     Unlike BatchNorm it keeps no running statistics, so a sample's answer never depends on its neighbours (trap T-05 l).
@@ -227,13 +253,8 @@ class GroupNorm(Layer):
     EPSILON = 1e-5
 
     def __init__(self, channels: int, groups: int) -> None:
-        super().__init__()
+        super().__init__(channels)
         self.groups = groups
-        self.shapes = {"weight": (channels,), "bias": (channels,)}
-
-    def initialise(self, generator: torch.Generator) -> None:
-        self.own["weight"].fill_(1.0)
-        self.own["bias"].zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         self.x = x = x.contiguous()  # the backward kernel takes x's memory format for delta's
@@ -261,16 +282,6 @@ class GroupNorm(Layer):
         )[0]
         return upstream
 
-    def add_gradient(self, delta: Tensor, into: Parameters, alpha: float) -> None:
-        per_sample_weight, per_sample_bias = self._per_sample(delta)
-        into["weight"].add_(per_sample_weight.sum(0), alpha=alpha)
-        into["bias"].add_(per_sample_bias.sum(0), alpha=alpha)
-
-    def add_squares(self, delta: Tensor, into: Parameters) -> None:
-        per_sample_weight, per_sample_bias = self._per_sample(delta)
-        into["weight"].add_(per_sample_weight.square_().sum(0))
-        into["bias"].add_(per_sample_bias.square_().sum(0))
-
     def _per_sample(self, delta: Tensor) -> tuple[Tensor, Tensor]:
         """∂lossₙ/∂γ = Σ δ (x - mean) / deviation and ∂lossₙ/∂β = Σ δ over positions, (B, C) each."""
         B, C = self.x.shape[:2]
@@ -295,18 +306,10 @@ class GroupNorm(Layer):
         ]
 
 
-class LayerNorm(Layer):
+class LayerNorm(ScaleAndShift):
     """y = γ (x - mean) / √(variance + ε) + β over the features of one sample; x (B, D), γ and β (D,)."""
 
     EPSILON = 1e-5
-
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.shapes = {"weight": (features,), "bias": (features,)}
-
-    def initialise(self, generator: torch.Generator) -> None:
-        self.own["weight"].fill_(1.0)
-        self.own["bias"].zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         deviations = x - x.mean(1, keepdim=True)
@@ -319,28 +322,16 @@ class LayerNorm(Layer):
         along = (delta * self.normal).mean(1, keepdim=True)  # what mean and variance would give back
         return (delta - delta.mean(1, keepdim=True) - self.normal * along).mul_(self.inverse_deviation)
 
-    def add_gradient(self, delta: Tensor, into: Parameters, alpha: float) -> None:
-        into["weight"].add_((delta * self.normal).sum(0), alpha=alpha)
-        into["bias"].add_(delta.sum(0), alpha=alpha)
-
-    def add_squares(self, delta: Tensor, into: Parameters) -> None:
-        into["weight"].add_((delta * self.normal).square_().sum(0))
-        into["bias"].add_(delta.square().sum(0))
+    def _per_sample(self, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """∂lossₙ/∂γ = δ normal and ∂lossₙ/∂β = δ, (B, D) each."""
+        return delta * self.normal, delta
 
     def nodes(self, shape: Shape) -> list[Node]:
         return [Node("LayerNormalization", self.shapes, attributes={"axis": -1, "epsilon": self.EPSILON})]
 
 
-class Affine(Layer):
+class Affine(ScaleAndShift):
     """y = γ x + β for each channel; x (B, C, ...), γ and β (C,)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.shapes = {"weight": (channels,), "bias": (channels,)}
-
-    def initialise(self, generator: torch.Generator) -> None:
-        self.own["weight"].fill_(1.0)
-        self.own["bias"].zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         self.x = x
@@ -349,16 +340,6 @@ class Affine(Layer):
 
     def upstream(self, delta: Tensor) -> Tensor:
         return delta * self.own["weight"].view(self.column)
-
-    def add_gradient(self, delta: Tensor, into: Parameters, alpha: float) -> None:
-        per_sample_weight, per_sample_bias = self._per_sample(delta)
-        into["weight"].add_(per_sample_weight.sum(0), alpha=alpha)
-        into["bias"].add_(per_sample_bias.sum(0), alpha=alpha)
-
-    def add_squares(self, delta: Tensor, into: Parameters) -> None:
-        per_sample_weight, per_sample_bias = self._per_sample(delta)
-        into["weight"].add_(per_sample_weight.square().sum(0))
-        into["bias"].add_(per_sample_bias.square().sum(0))
 
     def _per_sample(self, delta: Tensor) -> tuple[Tensor, Tensor]:
         """∂lossₙ/∂γ = Σ δ x and ∂lossₙ/∂β = Σ δ over positions, (B, C) each."""

@@ -26,8 +26,9 @@ from bench.workloads import ROOT, Data, Part, Verdict, Workload, assert_learnt
 from edge_cl.learning.layers import Conv, Flatten, Layer, Linear, ReLU
 from edge_cl.learning.learner import Learner, Rule
 from edge_cl.learning.model import Blueprint, design
-from edge_cl.learning.network import Network
+from edge_cl.learning.network import Learnable, Network
 from edge_cl.learning.replay import Reservoir
+from edge_cl.learning.torch_network import TorchNetwork
 
 PEERS = ROOT / ".venv-peers"
 STANDINS = Path(__file__).parent / "standin"
@@ -65,7 +66,7 @@ class _InProcess(ABC):
 class Ours(_InProcess):
     """edge_cl's learner on raw samples, everything included; over built-in layers or over torch modules."""
 
-    def __init__(self, workload: Workload, data: Data, network: Any) -> None:
+    def __init__(self, workload: Workload, data: Data, network: Learnable) -> None:
         shape, n_classes, dtype = workload.shape, workload.n_classes, np.dtype(workload.dtype)
         replay = Reservoir(workloads.BUFFER, shape, dtype, n_classes=n_classes)
         rule = Rule(
@@ -237,12 +238,12 @@ def start_peers(venv: Path) -> PeerProcess | None:
 
 def make_sides(workload: Workload, data: Data, folder: Path, peers: PeerProcess | None) -> dict[str, Judged]:
     """Every side that is installed, each with phase A behind it and found to have learnt it."""
-    made: dict[str, Judged] = {"ours": Ours(workload, data, built_in_network(workload))}
-    road = autograd_network(workload)
-    if road is not None:
-        made["autograd_road"] = Ours(workload, data, road)
-    made["bare"] = Bare(workload, data)
-    made["explicit"] = Explicit(workload, data)
+    made: dict[str, Judged] = {
+        "ours": Ours(workload, data, built_in_network(workload)),
+        "autograd_road": Ours(workload, data, TorchNetwork(workload.modules(), workload.layout)),
+        "bare": Bare(workload, data),
+        "explicit": Explicit(workload, data),
+    }
     for name, side in made.items():
         assert_learnt(f"{workload.name}: {name}", side.verdict(data.old_held_out), workload.old_classes)
     if peers is not None:
@@ -262,16 +263,6 @@ def built_in_network(workload: Workload) -> Network:
         layers = [Conv(1, 16, [3, 3], stride=2, padding=1), ReLU(), Conv(16, 32, [3, 3], stride=2, padding=1), ReLU()]
         layers += [Flatten(), Linear(1568, 64), ReLU(), Linear(64, 10)]
     return Network(Blueprint(workload.name, workload.shape, workload.layout, layers), seed=0)
-
-
-def autograd_network(workload: Workload) -> Any:
-    """The same in torch modules behind edge_cl's autograd road; None where this edge_cl does not have it."""
-    try:
-        from edge_cl.learning.torch_network import TorchNetwork
-    except ImportError:
-        say("edge_cl.learning.torch_network is not there: the autograd road's figure is null")
-        return None
-    return TorchNetwork(workload.modules(), workload.layout)
 
 
 def fisher_by_loop(model: nn.Module, x: Tensor, labels: Tensor) -> list[Tensor]:
