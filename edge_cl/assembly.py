@@ -15,10 +15,11 @@ import torch
 from edge_cl.budget import Plan, plan
 from edge_cl.config import Config
 from edge_cl.errors import OperatorError
-from edge_cl.learning.learner import Learner, Rule, rows_of_a_step
+from edge_cl.learning.learner import Learner
 from edge_cl.learning.model import Blueprint, design
 from edge_cl.learning.network import Network
 from edge_cl.learning.replay import Reservoir
+from edge_cl.learning.rule import Rule, method_bytes, rows_of_a_step
 from firmware_bridge.sample import Schema
 from firmware_bridge.window import Window
 
@@ -102,6 +103,8 @@ def plan_of(config: Config, task: Task, blueprint: Blueprint) -> Plan:
         window_bytes=task.window_bytes,
         replay_limit=config.replay.samples,
         replay_bits=bits_of(config, blueprint),
+        replay_logits=logits_of(config, blueprint),
+        method_bytes=method_bytes(rule_of(config), blueprint.n_parameters),
         exam_samples=config.exam.samples if config.exam.share > 0 else 0,
         batch_rows=rows_of_a_step(rule_of(config)),
         on_gpu=device_of(config).type == "cuda",
@@ -120,6 +123,7 @@ def make_learner(config: Config, task: Task, blueprint: Blueprint, planned: Plan
         seed=seed,
         bits=bits_of(config, blueprint),
         layout=blueprint.layout,
+        n_logits=logits_of(config, blueprint),
     )
     exam = Reservoir(planned.exam_samples, task.shape, task.dtype, n_classes=task.n_outputs, seed=seed + 1)
     network = Network(blueprint, seed=seed, device=device_of(config))
@@ -129,6 +133,11 @@ def make_learner(config: Config, task: Task, blueprint: Blueprint, planned: Plan
 def bits_of(config: Config, blueprint: Blueprint) -> int | None:
     """Bits of a stored value; None, as the sensor made it, also for vectors, in which there is no span to share."""
     return None if len(blueprint.layout) == 1 else config.replay.bits
+
+
+def logits_of(config: Config, blueprint: Blueprint) -> int:
+    """Logits stored with a replayed sample."""
+    return blueprint.n_outputs if config.distillation.logits > 0 else 0
 
 
 def device_of(config: Config) -> torch.device:
@@ -149,6 +158,14 @@ def rule_of(config: Config) -> Rule:
         batch_size=config.learning.batch_size,
         label_smoothing=config.learning.label_smoothing,
         replay_per_step=config.replay.per_step,
+        asymmetric=config.replay.asymmetric,
+        stored_logits=config.distillation.logits,
+        replay_labels=config.distillation.replay_labels,
+        teacher=config.distillation.teacher,
+        temperature=config.distillation.temperature,
+        project=config.learning.projection == "a-gem",
+        protect=config.learning.protect,
+        importance=config.consolidation.importance,
         ewc_lambda=config.consolidation.ewc_lambda,
         gamma=config.consolidation.gamma,
         fisher=config.consolidation.fisher,

@@ -61,20 +61,23 @@ def plan(
     window_bytes: int = 0,
     replay_limit: int | None,
     replay_bits: int | None = None,
+    replay_logits: int = 0,
     exam_samples: int,
     batch_rows: int,
+    method_bytes: int = 0,
     on_gpu: bool = False,
 ) -> Plan:
     """Count everything else first; what the budget leaves goes to replay, up to `replay_limit` samples.
 
     For P parameters: 4 P parameters + 2 P anchor (float16) + P Fisher codes + P / 2 working slices of the pull
-    + 8 P snapshot (the template and the copy that is filled) + exam + queue + window + the rows of a step + replay.
+    + 8 P snapshot (the template and the copy that is filled) + `method_bytes` of the methods chosen + exam + queue
+    + window + the rows of a step + replay.
     A GPU pulls all parameters at once and holds the rows of a step a second time.
     Raises BudgetExceeded, with what is missing and what would mend it, if not one sample of replay is left.
     """
     P, C = blueprint.n_parameters, blueprint.n_outputs
     raw = bytes_per_sample(blueprint.shape, dtype)
-    sample = bytes_per_sample(blueprint.shape, dtype, bits=replay_bits, layout=blueprint.layout)
+    sample = bytes_per_sample(blueprint.shape, dtype, bits=replay_bits, layout=blueprint.layout, n_logits=replay_logits)
     counted = [
         Part("parameters", 4 * P),
         Part("anchor", 2 * P),
@@ -83,7 +86,8 @@ def plan(
         Part("input statistics", 4 * 4 * blueprint.layout[-1]),
         Part("targets", 4 * C * C),
         Part("random numbers", 2 * DRAWS_BYTES),
-        Part("batch", (2 if on_gpu else 1) * batch_bytes(batch_rows, blueprint.shape, dtype)),
+        Part("batch", (2 if on_gpu else 1) * batch_bytes(batch_rows, blueprint.shape, dtype, replay_logits)),
+        *([Part("methods", method_bytes)] if method_bytes else []),
         Part("snapshot", 2 * (4 * P + GRAPH_BYTES)),
         Part("exam", exam_samples * raw),
         Part("queue", queue_bytes),

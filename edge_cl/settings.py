@@ -153,6 +153,17 @@ class LearningSettings(Group):
         description="CPU threads of the arithmetic. More can make wide models faster and takes the cores from others; "
         "other counts round differently, so repeat a run with the same one.",
     )
+    projection: Literal["none", "a-gem"] = Field(
+        default="none",
+        description="a-gem: new samples move the weights only as far as the loss of the replayed ones does not rise, "
+        "and those are not learnt themselves; none: both are learnt. a-gem forgets more, its step takes twice as long.",
+    )
+    protect: Real = Field(
+        default=0.0,
+        ge=0,
+        description="How much slower important weights learn: their rate is divided by 1 + protect times their Fisher "
+        "over its mean; 0: not at all. Higher forgets less and learns new things slower; a step takes longer.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="cpu",
         description="Where the arithmetic is done; auto: on an NVIDIA GPU that torch can use, else on the CPU. A GPU "
@@ -175,6 +186,11 @@ class ReplaySettings(Group):
         description="Old samples mixed into each step; 0: none. More forgets less; a step takes time in proportion. "
         "The first thing to lower when a step is late.",
     )
+    asymmetric: bool = Field(
+        default=True,
+        description="New samples are told apart among the classes of their own batch only, replayed ones among all "
+        "(ER-ACE): what is new does not push out what only replay still shows. Costs nothing.",
+    )
     policy: Literal["balanced", "reservoir"] = Field(
         default="balanced",
         description="balanced: an equal share for each class, so that rare ones stay; reservoir: a uniform sample of "
@@ -184,6 +200,39 @@ class ReplaySettings(Group):
         default=None,
         description="Bits a stored value, over each sample's own span; null: the sensor's own integers. Fewer keep "
         "more samples in the same bytes, each one coarser.",
+    )
+
+
+class DistillationSettings(Group):
+    """Going on to answer as before: as when a sample was stored, or as at the last consolidation."""
+
+    logits: Real = Field(
+        default=0.1,
+        ge=0,
+        le=100,
+        description="Weight of matching the logits stored with each replayed sample (dark experience replay); 0: none "
+        "are stored. More forgets less and corrects old mistakes slower; two bytes a class and stored sample.",
+    )
+    replay_labels: Real = Field(
+        default=1.0,
+        ge=0,
+        le=100,
+        description="Weight of the replayed samples' labels beside that of new ones; 0: they are learnt from their "
+        "stored logits alone. More forgets less and learns new things slower. Costs nothing.",
+    )
+    teacher: Real = Field(
+        default=0.0,
+        ge=0,
+        le=100,
+        description="Weight of answering new samples as the network of the last consolidation would (learning without "
+        "forgetting); 0: no teacher. More forgets less, learns slower; four bytes a parameter, and a third more time.",
+    )
+    temperature: Real = Field(
+        default=2.0,
+        gt=0,
+        le=100,
+        description="How much the teacher's answers are softened. Higher teaches more of what it thinks of the other "
+        "classes, and less of which it would choose. Costs nothing.",
     )
 
 
@@ -214,6 +263,11 @@ class ConsolidationSettings(Group):
         ge=1,
         description="Replay samples the Fisher is measured on. More is a steadier measure; a consolidation takes time "
         "in proportion.",
+    )
+    importance: Literal["fisher", "path"] = Field(
+        default="fisher",
+        description="What tells which weights matter: the Fisher over the replay memory, or path: what each weight did "
+        "for the loss on its way (synaptic intelligence). path needs twelve bytes a parameter more and slower steps.",
     )
     fisher: Literal["exact", "sampled", "empirical"] = Field(
         default="exact",
@@ -320,6 +374,7 @@ class Config(Group):
     model: ModelSettings = ModelSettings()
     learning: LearningSettings = LearningSettings()
     replay: ReplaySettings = ReplaySettings()
+    distillation: DistillationSettings = DistillationSettings()
     consolidation: ConsolidationSettings = ConsolidationSettings()
     exam: ExamSettings = ExamSettings()
     budget: BudgetSettings = BudgetSettings()
@@ -331,4 +386,14 @@ class Config(Group):
         most = self.model.max_classes
         if self.labels is not None and most != "auto" and len(self.labels) > most:
             raise ValueError(f"labels: {len(self.labels)} names, but model.max_classes is {most}")
+        return self
+
+    @model_validator(mode="after")
+    def _methods_fit(self) -> Config:
+        """Refuses methods that leave each other nothing to do."""
+        replayed = self.replay.per_step > 0
+        if self.learning.projection != "none" and not replayed:
+            raise ValueError("learning.projection: a-gem compares with replayed samples, but replay.per_step is 0")
+        if self.distillation.replay_labels == 0 and self.distillation.logits == 0 and replayed:
+            raise ValueError("distillation.replay_labels: 0 leaves replayed samples nothing, distillation.logits is 0")
         return self

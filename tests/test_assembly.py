@@ -81,7 +81,7 @@ def test_fewer_bits_hold_more_samples_in_the_same_plan(bits: int) -> None:
     signal = Schema("x", "int16", (128, 9))
     kept = {}
     for name, overrides in (("own", ()), ("fewer", (f"replay.bits={bits}",))):
-        config = settings("replay.samples=null", "budget.memory_bytes=4 MiB", *overrides)
+        config = settings("replay.samples=null", "distillation.logits=0", "budget.memory_bytes=4 MiB", *overrides)
         task = assembly.task_of(config, signal)
         blueprint = assembly.blueprint_of(config, task)
         plan = assembly.plan_of(config, task, blueprint)

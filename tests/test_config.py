@@ -158,8 +158,8 @@ def test_null_and_auto_have_their_meaning() -> None:
             "model: {kind: cnn1}",
             "c.yaml:1: model.kind: must be auto, mlp, cnn1d or cnn2d, did you mean cnn1d? (got 'cnn1')",
         ),
-        ("replay:", "c.yaml:1: replay: must be a group of keys: samples, per_step, policy, bits (got null)"),
-        ("replay: [1]", "c.yaml:1: replay: must be a group of keys: samples, per_step, policy, bits (got [1])"),
+        ("exam:", "c.yaml:1: exam: must be a group of keys: share, samples (got null)"),
+        ("exam: [1]", "c.yaml:1: exam: must be a group of keys: share, samples (got [1])"),
         ("budget: {step_ms: 5 s}", "c.yaml:1: budget.step_ms: is given in ms, not in s: write '5000 ms' (got '5 s')"),
         (
             "storage: {checkpoint_every_s: 500 ms}",

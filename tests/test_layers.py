@@ -23,8 +23,9 @@ FLOORS = [
     ["edge_cl.config"],
     ["edge_cl.learning", "edge_cl.storage", "edge_cl.service", "edge_cl.signals"],
     ["edge_cl.budget", "edge_cl.governor", "edge_cl.exits"],
-    ["edge_cl.assembly", "edge_cl.evaluation"],
-    ["edge_cl.publisher"],
+    ["edge_cl.assembly"],
+    ["edge_cl.publisher", "edge_cl.evaluation", "edge_cl.estimator"],
+    ["edge_cl.sklearn", "edge_cl.river"],
     ["edge_cl.report"],
     ["edge_cl.daemon", "edge_cl.export"],
     ["edge_cl.check"],
@@ -50,6 +51,9 @@ ONLY_IN = {
     "onnx": ["edge_cl.storage.template_child"],
     "typer": ["edge_cl.cli"],
     "rich": ["edge_cl.cli", "edge_cl.service"],
+    "matplotlib": ["edge_cl.evaluation.plots"],
+    "sklearn": ["edge_cl.sklearn", "edge_cl.evaluation.data"],
+    "river": ["edge_cl.river"],
     "serialx": ["firmware_bridge.sources.serial_port"],
 }
 

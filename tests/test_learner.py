@@ -305,7 +305,7 @@ def test_nothing_the_gpu_would_wait_for_is_asked_unless_the_caller_asks() -> Non
     learner = make_learner()
     learn_stretch(learner, 0, 20)
     step = learner.learn(*windows(1, 10))
-    assert set(Step.__slots__) == {"new", "learnt", "answered", "p", "labels", "share"}
+    assert set(Step.__slots__) == {"objective", "new", "learnt", "answered", "z", "x", "labels", "share"}
     assert 0 < step.loss < 10
     assert step.predicted.shape == (10,)
 

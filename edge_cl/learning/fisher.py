@@ -33,18 +33,20 @@ def fisher_diagonal(
 
     It squares each sample's gradient and averages afterwards, so it does not depend on how x is cut into batches; the
     square of a batch's mean gradient, which most code computes, is about 1/B of it.
-    x (N, *shape) raw samples; `labels` (N,) for `empirical`; `classes` (C,) bool leaves out outputs not in use.
+    x (N, *shape) raw samples; `labels` (N,) for `empirical`; `classes` (C,) bool leaves out outputs not in use, (N, C)
+    those that are none of the sample's own head.
     Every pass answers as when deployed, and the network's mode is what it was before.
     Raises ValueError if N is 0, the kind is unknown or labels are missing. Kunstner et al. 2019; van de Ven 2025.
     """
     _check(x, kind, labels, "labels")
     kept = torch.ones(network.n_outputs, dtype=torch.bool) if classes is None else classes.cpu()
+    asked = kept if kept.dim() == 1 else kept.any(0)
     mask = torch.where(kept, 0.0, -torch.inf).to(x.device)
     fisher = torch.zeros_like(network.arena.flat)
     with network.evaluating():
         for chunk in _chunks(len(x)):
-            p = (network.forward(x[chunk]) + mask).softmax(1)
-            for delta in _scores(p, kind, kept, labels[chunk] if labels is not None else None, generator):
+            p = (network.forward(x[chunk]) + (mask if mask.dim() == 1 else mask[chunk])).softmax(1)
+            for delta in _scores(p, kind, asked, labels[chunk] if labels is not None else None, generator):
                 network.add_squares(delta, fisher)
     return fisher.div_(len(x))
 
@@ -85,11 +87,11 @@ def gaussian_fisher_diagonal(
 
 
 def _scores(
-    p: Tensor, kind: str, kept: Tensor, labels: Tensor | None, generator: torch.Generator | None
+    p: Tensor, kind: str, asked: Tensor, labels: Tensor | None, generator: torch.Generator | None
 ) -> Iterator[Tensor]:
     """∂(-log p(y))/∂logits = p - onehot(y) for each label y that is asked about, times the root of its weight."""
     if kind == "exact":
-        for c in torch.nonzero(kept).flatten().tolist():
+        for c in torch.nonzero(asked).flatten().tolist():
             delta = p.clone()
             delta[:, c] -= 1.0
             yield delta.mul_(p[:, c : c + 1].sqrt())  # squared, it carries the weight p(c)

@@ -1,6 +1,6 @@
 """The learner: predict, learn, consolidate. The one file that knows how network, replay, anchor and exam meet.
 
-Rule 1: a step reads top to bottom, each family of methods at its own line.
+Rule 1: a step reads top to bottom, each family of methods at its own line (`learn`, `_descend`, `_whole_gradient`).
 Rule 2: everything random comes from generators in the state, but for a dropout in a user's module; no clock, no file.
 Rule 3: memory is allocated in the constructor; only a step larger than the rule says makes the batch grow, once.
 """
@@ -16,135 +16,187 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_cl.learning.anchor import Anchor
-from edge_cl.learning.batch import Batch
+from edge_cl.learning.batch import Batch, Rows
 from edge_cl.learning.cuda_graph import CudaGraph
+from edge_cl.learning.distillation import match_logits, match_teacher
 from edge_cl.learning.draws import DRAWS_BYTES
-from edge_cl.learning.fisher import fisher_diagonal
 from edge_cl.learning.network import Learnable
+from edge_cl.learning.objective import NOT_SEEN, Classification, Objective, most_likely
 from edge_cl.learning.replay import Reservoir
+from edge_cl.learning.rule import Rule, rows_of_a_step
+from edge_cl.learning.teacher import Teacher
+from edge_cl.learning.whole_gradient import WholeGradient
+
+__all__ = ["NOT_SEEN", "Learner", "Rule", "Step", "most_likely", "rows_of_a_step"]
 
 SETTLED = 1000  # samples; from here on one batch moves an input statistic by less than a hundredth
-NOT_SEEN = -1  # predicted while no class has been seen yet
 
 Arrays = dict[str, NDArray[Any]]
 
 
-@dataclass(frozen=True)
-class Rule:
-    """The numbers of a learning step; config.yaml says what they cost. A step may bring more than `batch_size`."""
-
-    learning_rate: float = 0.1
-    batch_size: int = 10
-    replay_per_step: int = 20
-    label_smoothing: float = 0.1
-    ewc_lambda: float = 3.0
-    gamma: float = 1.0
-    fisher: str = "exact"
-    fisher_samples: int = 200
-    rehearsal_passes: int = 10
-    rehearsal_batch: int = 32
-    exam_share: float = 0.03
-
-
 @dataclass(slots=True)
 class Step:
-    """What a step did: how many of the `new` samples it learnt, and how probable it thought each class before that.
+    """What a step did: how many of the `new` samples it learnt, and what it answered before that.
 
-    p (B, C) belongs to all rows of the step, the new samples first, with `labels` (B,) and each row's `share` (B, 1) of
-    the loss if some were set aside; `answered` (n or B, C) begins with the answers to the new samples as they came.
-    Classes and loss are worked out when asked for, so that a step on a GPU never waits for its own answer; ask before
-    the learner does anything else, for labels and shares are looked up in this step's buffers.
+    z (B, C) are the outputs for all rows x of the step, the new samples first, with `labels` (B,) and each row's
+    `share` (B, 1) of the loss if some were set aside; `answered` (n or B, C) begins with the answers to the new samples
+    as they came. Classes and loss are worked out when asked for, so that a step on a GPU never waits for its own
+    answer; ask before the learner does anything else, for all of it is looked up in this step's buffers.
     """
 
+    objective: Objective
     new: int
     learnt: int
     answered: Tensor
-    p: Tensor
+    z: Tensor
+    x: Tensor
     labels: Tensor
     share: Tensor | None
 
     @property
+    def answers(self) -> Tensor:
+        """Answers (n, C) to the new samples before they were learnt: probabilities, or values foretold."""
+        return self.objective.answer(self.answered[: self.new])
+
+    @property
     def predicted(self) -> NDArray[np.int64]:
         """Classes (n,) predicted for the new samples before they were learnt; NOT_SEEN while no class was known."""
-        return most_likely(self.answered)[: self.new]
+        return most_likely(self.answers)
 
     @property
     def loss(self) -> float:
-        """Mean cross-entropy before the step over what it learnt, NaN if nothing was learnt."""
+        """Mean loss before the step over what it learnt, NaN if nothing was learnt."""
         if self.learnt == 0:
             return float("nan")
-        logs = self.p.gather(1, self.labels.unsqueeze(1)).log()
-        return -float(logs.mean() if self.share is None else (logs * self.share)[self.share > 0].sum())
+        losses = self.objective.losses(self.z, self.x, self.labels)
+        return float(losses.mean() if self.share is None else (losses * self.share.squeeze(1)).sum())
+
+    @property
+    def new_losses(self) -> Tensor:
+        """Loss (n,) of each new sample that was learnt, before the step."""
+        return self.objective.losses(self.z[: self.new], self.x[: self.new], self.labels[: self.new])
 
 
 class Learner:
-    """An online classifier that does not forget: experience replay, and online EWC as a proximal pull.
+    """An online learner that does not forget: experience replay, and online EWC as a proximal pull.
 
-    One step on labelled samples (x, y):
+    One step on labelled samples (x, y), with each family of methods at its own place:
 
-        batch ← x + replay.draw()
-        δ     ← ∂ cross-entropy(network(batch)) / ∂logits, over the classes seen so far
-        θ     ← θ - η ∂loss/∂θ                      the update is the backward product
-        θ     ← θ + a (θ* - θ)                      the anchor's pull
-        replay.offer(x, y)
+        batch ← x + replay.draw()                   1 replay
+        z     ← network(batch)
+        δ     ← ∂loss/∂z, over the classes allowed  5 context
+                + distillation from stored logits   3 functional regularisation
+        θ     ← θ - η ∂loss/∂θ                      4 projected or with scaled rates; else the backward product itself
+        θ     ← θ + a (θ* - θ)                      2 parameter regularisation: the anchor's pull
+        replay.offer(x, y, z)
 
-    x (B, *shape) in the sensor's own dtype, y (B,) class indices below the network's outputs.
+    Family 6, templates, needs no step: template_learner.py. x (B, *shape) in the sensor's own dtype, y (B,) class
+    indices below the network's outputs. `objective` is classification unless another is given.
     """
 
-    def __init__(self, network: Learnable, replay: Reservoir, exam: Reservoir, rule: Rule, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        network: Learnable,
+        replay: Reservoir,
+        exam: Reservoir,
+        rule: Rule,
+        *,
+        objective: Objective | None = None,
+        seed: int = 0,
+    ) -> None:
         self.network, self.replay, self.exam, self.rule = network, replay, exam, rule
-        self.device, C = network.arena.flat.device, network.n_outputs
+        self.device = network.arena.flat.device
+        self.objective = objective or Classification(
+            network.n_outputs,
+            self.device,
+            smoothing=rule.label_smoothing,
+            asymmetric=rule.asymmetric,
+            replay_labels=rule.replay_labels,
+        )
         self.anchor = Anchor(network.arena.flat)
-        self.batch = Batch(rows_of_a_step(rule), replay.shape, replay.dtype, self.device)
-        self.seen = torch.zeros(C, dtype=torch.bool)
+        self.batch = Batch(rows_of_a_step(rule), replay.shape, replay.dtype, self.device, replay.n_logits)
         self.rng = np.random.default_rng(seed)
         self.learnt = self.steps = self.consolidations = 0
-        self._unseen, self._targets = torch.empty(C, device=self.device), torch.empty(C, C, device=self.device)
-        self._refresh_targets()
-        on_gpu = self.device.type == "cuda" and network.recordable
+        self._teacher = Teacher(network) if rule.teacher else None
+        self._whole = WholeGradient(network.arena.flat, rule) if rule.whole_gradient else None
+        on_gpu = self.device.type == "cuda" and network.recordable and not (self._teacher or self._whole)
         self._recorded = CudaGraph(self._descend, self.device) if on_gpu else None
+
+    @property
+    def seen(self) -> Tensor:
+        """Outputs in use (C,) bool: the classes seen."""
+        return self.objective.seen
 
     def predict(self, x: NDArray[Any]) -> NDArray[np.float32]:
         """Probabilities (B, C) of raw samples x (B, *shape); classes not seen yet have 0."""
-        return self._answers(self._there(x)).nan_to_num(0.0).cpu().numpy()
+        answers = self.objective.answer(self._outputs(self._there(x)))
+        return answers.nan_to_num(0.0).cpu().numpy()
+
+    def losses(self, x: NDArray[Any], y: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """Loss (B,) of samples x (B, *shape), with labels y (B,) if the objective asks for them: the anomaly score."""
+        rows, labels = self._there(x), self._there(np.zeros(len(x), np.int64) if y is None else y)
+        losses: NDArray[np.float32] = self.objective.losses(self._outputs(rows), rows, labels).cpu().numpy()
+        return losses
 
     def learn(self, x: NDArray[Any], y: NDArray[np.int64]) -> Step:
         """One step on labelled samples; a share of them goes to the exam instead and is never learnt from.
 
         Raises ValueError if a label is outside the network's outputs, or there is not one for each sample.
         """
-        n, new_class = len(y), not self._seen.issuperset(y.tolist())
-        if new_class or len(x) != n:
-            self._check_labels(x, y)
+        n = len(y)
+        if len(x) != n:
+            raise ValueError(f"y: must have a label for each of the {len(x)} samples (got {n})")
+        news = self.objective.is_news(y)
         examined = self._set_exam_aside(x, y)
         places = self.replay.draw(self.rule.replay_per_step)
-        batch, labels, share = self.batch.fill(x, y, self.replay, places, only_predicted=examined)
+        rows = self.batch.fill(x, y, self.replay, places, only_predicted=examined)
         if examined is not None:
             x, y = x[~examined], y[~examined]
 
         # The pass that learns also predicts, unless a new class or a dropout would make that another prediction.
-        answered = self._answers(batch[:n]) if new_class or not len(y) or not self.network.honest else None
+        answered = self._outputs(rows.x[:n]) if news or not len(y) or not self.network.honest else None
         if answered is not None and not len(y):
-            return Step(n, 0, answered, answered, labels[:n], None)
+            return Step(self.objective, n, 0, answered, answered, rows.x[:n], rows.labels[:n], None)
+        told = None if answered is None else self.objective.masked(answered)
         if answered is not None and examined is not None:  # already answered: nobody's statistics need to see them
-            batch, labels, share = self.batch.fill(x, y, self.replay, places, only_predicted=None)
+            rows = self.batch.fill(x, y, self.replay, places, only_predicted=None)
 
-        if new_class:
+        if news:
             self._meet(x, y)
-        p = self._step(batch, labels, share)
-        self.replay.offer(x, y)
+        z = self._step(rows)
+        new = z[: rows.n_new]
+        if self.replay.n_logits:
+            kept = new if examined is None or len(new) == len(y) else new[torch.from_numpy(~examined)]
+            self.replay.offer(x, y, self.objective.keepsake(kept).cpu().numpy())
+        else:
+            self.replay.offer(x, y)
         self._observe(x)
 
         self.steps += 1
         self.learnt += len(y)
-        return Step(n, len(y), p if answered is None else answered, p, labels, share)
+        return Step(self.objective, n, len(y), z if told is None else told, z, rows.x, rows.labels, rows.share)
 
-    def _descend(self, x: Tensor, labels: Tensor, share: Tensor | None) -> Tensor:
-        """Probabilities (B, C) of the rows, then one step down their mean loss, then one towards the anchor."""
-        p = self._probabilities(self.network.forward(x))
-        self._down(p, labels, share, self.rule.learning_rate)
+    def _descend(self, x: Tensor, labels: Tensor, share: Tensor | None, stored: Tensor | None, n_new: int) -> Tensor:
+        """Outputs (B, C) for the rows, then one step down their mean loss, then one towards the anchor."""
+        z = self.network.forward(x)
+        self._down(Rows(x, labels, share, stored, n_new), z, self.rule.learning_rate)
         self.anchor.pull(self.rule.learning_rate * self.rule.ewc_lambda)
-        return p
+        return z
+
+    def _down(self, rows: Rows, z: Tensor, learning_rate: float) -> None:
+        """θ ← θ - η ∂loss/∂θ for the mean loss of the rows, each by its share, and what distillation adds to it."""
+        delta, B = self.objective.delta(z, rows.x, rows.labels, rows.n_new), len(z)
+        if rows.share is not None:
+            delta.mul_(rows.share * B)
+        if rows.stored is not None and self.rule.stored_logits:
+            delta[rows.n_new :] += match_logits(z[rows.n_new :], rows.stored, self.rule.stored_logits * B)
+        if self._teacher is not None and (taught := self._teacher.outputs(rows.x)) is not None:
+            known, weight = self._teacher.known, self.rule.teacher * B
+            delta += match_teacher(z, taught, known, weight, self.rule.temperature)
+        if self._whole is None:
+            self.network.descend(delta, learning_rate / B)
+        else:
+            self._whole.descend(self.network, delta.div_(B), learning_rate, rows.n_new)
 
     def consolidate(self) -> None:
         """Make what was learnt last: rehearse the reservoir, measure the Fisher over it, move the anchor.
@@ -156,21 +208,35 @@ class Learner:
         self._rehearse()
         if not bool(self.network.arena.flat.isfinite().all()):
             return  # it has diverged, and the anchor keeps what was known before
+        self.anchor.consolidate(self._importance(), self.rule.gamma)
+        if self._teacher is not None:
+            self._teacher.known.copy_(self.seen)
+        self._follow_anchor()
+        self.consolidations += 1
+
+    def _importance(self) -> Tensor:
+        """How much each parameter matters (P,): the Fisher over the reservoir, or what it did on its way."""
+        generator = torch.Generator(self.device).manual_seed(int(self.rng.integers(2**63)))
+        if self._whole is not None and self._whole.path is not None:
+            return self._whole.path.take()
         places = self.replay.shuffled()[: self.rule.fisher_samples]
         x, labels = self._there(self.replay.take(places)), self._there(self.replay.labels[places].astype(np.int64))
-        generator = torch.Generator(self.device).manual_seed(int(self.rng.integers(2**63)))
-        fisher = fisher_diagonal(
-            self.network, x, kind=self.rule.fisher, labels=labels, classes=self.seen, generator=generator
-        )
-        self.anchor.consolidate(fisher, self.rule.gamma)
-        self.consolidations += 1
+        return self.objective.fisher(self.network, x, labels, self.rule.fisher, generator)
+
+    def _follow_anchor(self) -> None:
+        """Bring up to date what is derived from the anchor: teacher and rates."""
+        if self._teacher is not None:
+            self._teacher.become(self.anchor.theta)
+        if self._whole is not None:
+            self._whole.protect_by(self.anchor.fisher())
 
     def examine(self) -> dict[int, tuple[int, float]]:
         """Samples and accuracy of each class in the exam reservoir, whose samples are never learnt from."""
         if self.exam.size == 0:
             return {}
         labels = self.exam.labels[: self.exam.size]
-        right = most_likely(self._answers(self._there(self.exam.take(np.arange(self.exam.size))))) == labels
+        x = self._there(self.exam.take(np.arange(self.exam.size)))
+        right = most_likely(self.objective.answer(self._outputs(x))) == labels
         return {int(c): (int((labels == c).sum()), float(right[labels == c].mean())) for c in np.unique(labels)}
 
     def _rehearse(self) -> None:
@@ -180,9 +246,9 @@ class Learner:
         batches = [places for one in passes for places in np.array_split(one, cuts)]
         nothing = np.empty((0, *self.batch.shape), self.batch.dtype), np.empty(0, np.int64)
         for number, places in enumerate(batches):
-            batch, labels, share = self.batch.fill(*nothing, self.replay, places, only_predicted=None)
-            p = self._probabilities(self.network.forward(batch))
-            self._down(p, labels, share, self.rule.learning_rate * (1 - number / len(batches)))
+            rows = self.batch.fill(*nothing, self.replay, places, only_predicted=None)
+            z = self.network.forward(rows.x)
+            self._down(rows, z, self.rule.learning_rate * (1 - number / len(batches)))
 
     def _set_exam_aside(self, x: NDArray[Any], y: NDArray[np.int64]) -> NDArray[np.bool_] | None:
         """Give a share of the samples to the exam; says which (B,), None if none."""
@@ -194,31 +260,16 @@ class Learner:
         self.exam.offer(x[examined], y[examined])
         return examined
 
-    def _check_labels(self, x: NDArray[Any], y: NDArray[np.int64]) -> None:
-        if len(x) != len(y):
-            raise ValueError(f"y: must have a label for each of the {len(x)} samples (got {len(y)})")
-        if not (y.min() >= 0 and y.max() < len(self.seen)):
-            raise ValueError(f"y: labels must be in 0 … {len(self.seen) - 1} (got {y.min()} … {y.max()})")
-
-    def _down(self, p: Tensor, labels: Tensor, share: Tensor | None, learning_rate: float) -> None:
-        """θ ← θ - η ∂loss/∂θ for the mean cross-entropy of the rows, each by its share."""
-        delta = p - self._targets.index_select(0, labels)
-        if share is None:
-            self.network.descend(delta, learning_rate / len(labels))
-        else:
-            self.network.descend(delta.mul_(share), learning_rate)
-
-    def _step(self, x: Tensor, labels: Tensor, share: Tensor | None) -> Tensor:
+    def _step(self, rows: Rows) -> Tensor:
         """`_descend`, on a GPU as one recorded piece: nothing in it waits for the host."""
         if self._recorded is None:
-            return self._descend(x, labels, share)
+            return self._descend(rows.x, rows.labels, rows.share, rows.stored, rows.n_new)
         self.anchor.offset_for(self.rule.learning_rate * self.rule.ewc_lambda)  # brought up to date where it is read
-        return self._recorded(x, labels, share, key=len(x))
+        return self._recorded(rows.x, rows.labels, rows.share, rows.stored, key=rows.n_new)
 
     def _meet(self, x: NDArray[Any], y: NDArray[np.int64]) -> None:
         """What must be known of new samples before they are learnt: their classes; of the very first, their range."""
-        self.seen[torch.from_numpy(y)] = True
-        self._refresh_targets()
+        self.objective.meet(y)
         if self.network.standardise.seen == 0:
             self.network.standardise.observe(self._there(x))
 
@@ -227,26 +278,12 @@ class Learner:
         if self.steps and (self.network.standardise.seen < SETTLED or self.steps % 8 == 0):
             self.network.standardise.observe(self._there(x))
 
-    def _refresh_targets(self) -> None:
-        """Derive from `seen` what each step needs of it: row c of the targets is (1 - ε) onehot(c) + ε / |seen|.
-
-        ∂/∂logits of the cross-entropy with smoothed targets is p - target, over the classes seen. Szegedy et al. 2016.
-        """
-        self._seen = set(torch.nonzero(self.seen).flatten().tolist())
-        self._unseen.copy_(torch.where(self.seen, 0.0, -torch.inf))
-        smoothing = self.rule.label_smoothing
-        spread = self.seen * (smoothing / max(1, len(self._seen)))
-        self._targets.copy_(torch.eye(len(self.seen)) * (1 - smoothing) + spread)
-
-    def _probabilities(self, logits: Tensor) -> Tensor:
-        """Softmax over the classes seen; the others take no part in a loss, a Fisher or a prediction."""
-        return (logits + self._unseen).softmax(1)
-
-    def _answers(self, x: Tensor) -> Tensor:
+    def _outputs(self, x: Tensor) -> Tensor:
+        """Outputs (B, C) for raw samples as when deployed."""
         if len(x) == 0:
-            return torch.empty(0, len(self.seen))
+            return torch.empty(0, self.network.n_outputs, device=self.device)
         with torch.inference_mode(), self.network.evaluating():
-            return self._probabilities(self.network.forward(x))
+            return self.network.forward(x)
 
     def _there(self, array: NDArray[Any]) -> Tensor:
         """A copy where the network computes."""
@@ -255,9 +292,9 @@ class Learner:
     @property
     def nbytes(self) -> int:
         """Bytes held: parameters, statistics, anchor, Fisher, replay, exam, and the batch that is learnt."""
-        parts = (self.network.standardise, self.anchor, self.batch, self.replay, self.exam)
-        tables = self._targets.nbytes + 2 * DRAWS_BYTES
-        return self.network.arena.nbytes + tables + sum(part.nbytes for part in parts)
+        held = (self.network.arena, self.network.standardise, self.anchor, self.batch, self.replay, self.exam)
+        optional = sum(part.nbytes for part in (self._teacher, self._whole) if part is not None)
+        return sum(part.nbytes for part in held) + self.objective.nbytes + optional + 2 * DRAWS_BYTES
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         """Arrays and plain values from which `restore` makes the same learner, bit for bit; live views on a CPU."""
@@ -292,7 +329,8 @@ class Learner:
         self.anchor.scale, self.anchor.evidence, turn = values["anchor"]
         self.anchor.turn = turn % self.anchor.n_slices
         self.network.standardise.refresh()
-        self._refresh_targets()
+        self.objective.refresh()
+        self._follow_anchor()
         for name, reservoir in (("replay", self.replay), ("exam", self.exam)):
             held = {key.removeprefix(f"{name}."): array for key, array in arrays.items() if key.startswith(f"{name}.")}
             reservoir.restore(held, values[name])
@@ -306,8 +344,9 @@ class Learner:
             "anchor.fisher_codes": torch.zeros(len(theta), dtype=self.anchor.codes.dtype),
         }
         wide = {name: self.network.widened(torch.from_numpy(arrays[name]), n, rest) for name, rest in rests.items()}
-        wide["seen"] = torch.zeros_like(self.seen)
-        wide["seen"][:n] = torch.from_numpy(arrays["seen"])
+        for name, tensor in self.objective.state.items():
+            wide[name] = torch.zeros_like(tensor)
+            wide[name][:n] = torch.from_numpy(arrays[name])
         return {name: tensor.numpy() for name, tensor in wide.items()}
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -318,18 +357,8 @@ class Learner:
             "anchor.fisher_codes": self.anchor.codes,
             "standardise.mean": standardise.mean,
             "standardise.variance": standardise.variance,
-            "seen": self.seen,
+            **self.objective.state,
+            **({} if self._teacher is None else {"teacher.known": self._teacher.known}),
+            **({} if self._whole is None else self._whole.state),
             **{f"network.{name}": tensor for name, tensor in self.network.extras.items()},
         }
-
-
-def most_likely(p: Tensor) -> NDArray[np.int64]:
-    """The most probable class of each row of p (B, C); NOT_SEEN where no class had been seen."""
-    host = p.cpu().numpy()
-    classes: NDArray[np.int64] = host.argmax(1)
-    return np.where(np.isnan(host[:, 0]), NOT_SEEN, classes)
-
-
-def rows_of_a_step(rule: Rule) -> int:
-    """Most rows that a step or a rehearsal takes, unless it brings more new samples than the rule says."""
-    return max(rule.batch_size + rule.replay_per_step, rule.rehearsal_batch)

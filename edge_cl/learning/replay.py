@@ -74,6 +74,11 @@ class Reservoir:
         return len(self.labels)
 
     @property
+    def n_logits(self) -> int:
+        """Logits kept beside each sample."""
+        return self.logits.shape[1]
+
+    @property
     def nbytes(self) -> int:
         """Bytes allocated for samples: capacity · bytes_per_sample. `Draws` holds DRAWS_BYTES beside them."""
         return self.items.nbytes + self.labels.nbytes + self.logits.nbytes

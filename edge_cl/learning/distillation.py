@@ -1,0 +1,27 @@
+"""Keep answering as before: to logits stored beside a replayed sample, or to those of the last consolidation.
+
+Each is ∂loss/∂logits of a term of the step's loss, for a batch's rows. Must not know networks, replay or labels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def match_logits(logits: Tensor, stored: Tensor, alpha: float) -> Tensor:
+    """∂/∂z of α/M Σ |z - s|², dark experience replay (Buzzega et al. 2020); z and s (M, C), so is the result.
+
+    An entry of s that is not a number takes no part: its class had not been seen, or the sample came without logits.
+    """
+    return torch.nan_to_num_(logits - stored, nan=0.0).mul_(2 * alpha / max(1, len(logits)))
+
+
+def match_teacher(logits: Tensor, teacher: Tensor, known: Tensor, weight: float, temperature: float) -> Tensor:
+    """∂/∂z of w/B Σ T² KL(softmax(t / T) | softmax(z / T)) over the classes `known` (C,) to the teacher; all (B, C).
+
+    Learning without forgetting (Li & Hoiem 2016; Hinton, Vinyals & Dean 2015 for T²): gradient w T (q - q_teacher) / B.
+    """
+    mask = torch.where(known, 0.0, -torch.inf)
+    student = (logits / temperature + mask).softmax(1)
+    return student.sub_((teacher / temperature + mask).softmax(1)).mul_(weight * temperature / max(1, len(logits)))

@@ -1,0 +1,232 @@
+"""What is learnt from a row: to tell classes apart, or to say what a sample itself shows.
+
+Knows outputs, labels and samples. Must not know replay, anchors or how a step is taken.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edge_cl.learning.context import Context
+from edge_cl.learning.fisher import fisher_diagonal, gaussian_fisher_diagonal
+from edge_cl.learning.network import Learnable
+
+NOT_SEEN = -1  # predicted while no class has been seen yet
+
+
+class Objective(Protocol):
+    """What a learning step asks about its loss; z (B, C) are the network's outputs for samples x (B, *shape)."""
+
+    @property
+    def seen(self) -> Tensor:
+        """Outputs in use (C,) bool."""
+
+    def is_news(self, labels: NDArray[np.int64]) -> bool:
+        """Whether a class is among them that has not been seen. Raises ValueError if one is no output."""
+
+    def meet(self, labels: NDArray[np.int64]) -> None:
+        """Take the classes of labels (n,) as seen."""
+
+    def masked(self, z: Tensor) -> Tensor:
+        """z as it stands now, for an answer that is asked for when more classes have been seen."""
+
+    def answer(self, z: Tensor) -> Tensor:
+        """What a user is told (B, C)."""
+
+    def keepsake(self, z: Tensor) -> Tensor:
+        """z as it is stored beside a sample: NaN for outputs not in use."""
+
+    def refresh(self) -> None:
+        """Derive again what depends on the state, after that was restored."""
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of it, an entry a class each."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tables."""
+
+    def delta(self, z: Tensor, x: Tensor, labels: Tensor, n_new: int) -> Tensor:
+        """∂lossₙ/∂zₙ (B, C) of each row, of which the first `n_new` are new."""
+
+    def losses(self, z: Tensor, x: Tensor, labels: Tensor) -> Tensor:
+        """The loss (B,) that a user is told of each row."""
+
+    def fisher(self, network: Learnable, x: Tensor, labels: Tensor, kind: str, generator: torch.Generator) -> Tensor:
+        """The diagonal of its Fisher information (P,), the mean over the samples."""
+
+
+class Classification:
+    """Cross-entropy over the classes seen, with smoothed targets: ∂/∂z = p - target.
+
+    The target of class c is (1 - ε) onehot(c) + ε / |seen| (Szegedy et al. 2016), over what it is told apart among.
+    `asymmetric`: new rows are told apart among the classes of their own batch only, so that they do not push down what
+    only replay still shows; replayed ones among all (ER-ACE, Caccia et al. 2022). `replay_labels` is the weight β of
+    the replayed rows' labels (DER++, Buzzega et al. 2020); 0 leaves them to their stored logits (DER).
+    """
+
+    def __init__(
+        self,
+        n_outputs: int,
+        device: torch.device,
+        *,
+        smoothing: float = 0.0,
+        asymmetric: bool = False,
+        replay_labels: float = 1.0,
+    ) -> None:
+        self.context = Context(n_outputs, device)
+        self.smoothing, self.asymmetric, self.replay_labels = smoothing, asymmetric, replay_labels
+        self._targets = torch.empty(n_outputs, n_outputs, device=device)
+        self.refresh()
+
+    @property
+    def seen(self) -> Tensor:
+        """Classes seen so far (C,) bool."""
+        return self.context.seen
+
+    def is_news(self, labels: NDArray[np.int64]) -> bool:
+        """Whether a class is among them that has not been seen. Raises ValueError if one is no output."""
+        if self.context.knows(labels.tolist()):
+            return False
+        C = len(self.seen)
+        if not (labels.min() >= 0 and labels.max() < C):
+            raise ValueError(f"y: labels must be in 0 … {C - 1} (got {labels.min()} … {labels.max()})")
+        return True
+
+    def meet(self, labels: NDArray[np.int64]) -> None:
+        """Take the classes of labels (n,) as seen."""
+        self.context.meet(torch.from_numpy(labels))
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Derive the targets, row c for label c, after the classes seen or their heads have changed."""
+        self.context.refresh()
+        everyone = torch.arange(len(self.seen), device=self._targets.device)
+        among = self.context.of(everyone).expand_as(self._targets) == 0
+        spread = among * (self.smoothing / among.sum(1, keepdim=True).clamp_min(1))
+        self._targets.copy_(torch.eye(len(self.seen), device=spread.device) * (1 - self.smoothing) + spread)
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of it, an entry a class each."""
+        return {"seen": self.context.seen, "heads": self.context.heads}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tables: the targets."""
+        return self._targets.nbytes
+
+    def masked(self, z: Tensor) -> Tensor:
+        """z with -∞ for the classes not seen yet."""
+        return z + self.context.unseen
+
+    def keepsake(self, z: Tensor) -> Tensor:
+        """z as it is stored beside a sample: NaN for classes not seen yet."""
+        return torch.where(self.context.unseen == 0, z, torch.nan)
+
+    def answer(self, z: Tensor) -> Tensor:
+        """Probabilities (B, C), over the classes seen; NaN while there is none."""
+        return (z + self.context.unseen).softmax(1)
+
+    def delta(self, z: Tensor, x: Tensor, labels: Tensor, n_new: int) -> Tensor:
+        """∂lossₙ/∂zₙ (B, C) of each row, of which the first `n_new` are new."""
+        delta = (z + self.context.of(labels)).softmax(1).sub_(self._targets.index_select(0, labels))
+        if self.asymmetric and n_new:
+            delta[:n_new] = self._among_themselves(z[:n_new], labels[:n_new])
+        if self.replay_labels != 1:
+            delta[n_new:] *= self.replay_labels
+        return delta
+
+    def _among_themselves(self, z: Tensor, labels: Tensor) -> Tensor:
+        mask = self.context.only(labels) + self.context.of(labels)
+        among = mask == 0
+        spread = among * (self.smoothing / among.sum(-1, keepdim=True))
+        target = torch.nn.functional.one_hot(labels, z.shape[1]) * (1 - self.smoothing) + spread
+        return (z + mask).softmax(1).sub_(target)
+
+    def losses(self, z: Tensor, x: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy (B,) of the labels, without smoothing."""
+        return -(z + self.context.of(labels)).log_softmax(1).gather(1, labels.unsqueeze(1)).squeeze(1)
+
+    def fisher(self, network: Learnable, x: Tensor, labels: Tensor, kind: str, generator: torch.Generator) -> Tensor:
+        """The Fisher diagonal (P,) of the classes seen, each sample's among those of its label's head."""
+        classes = self.context.of(labels) == 0
+        return fisher_diagonal(network, x, kind=kind, labels=labels, classes=classes, generator=generator)
+
+
+class Reconstruction:
+    """Mean squared error of what the network says of the sample itself: ∂/∂z = (z - t) / C for targets t (B, C).
+
+    The target is the standardised sample, or its last C values where the network answers fewer: then it sees only what
+    came before them and foretells them (layers.Past). No label is needed; every sample counts as one of class 0. The
+    error of a sample tells how unlike the learnt ones it is.
+    """
+
+    def __init__(self, network: Learnable) -> None:
+        self.network = network
+        self.seen = torch.zeros(network.n_outputs, dtype=torch.bool)
+
+    def is_news(self, labels: NDArray[np.int64]) -> bool:
+        """Whether nothing has been seen yet."""
+        return not bool(self.seen.all())
+
+    def meet(self, labels: NDArray[np.int64]) -> None:
+        """Every output is in use from the first sample on."""
+        self.seen.fill_(True)
+
+    def refresh(self) -> None:
+        """Nothing is derived."""
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of it, an entry an output each."""
+        return {"seen": self.seen}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tables: it has none."""
+        return 0
+
+    def masked(self, z: Tensor) -> Tensor:
+        """z: every output is in use."""
+        return z
+
+    def keepsake(self, z: Tensor) -> Tensor:
+        """z as it is stored beside a sample."""
+        return z
+
+    def answer(self, z: Tensor) -> Tensor:
+        """What the network says (B, C), in standardised units."""
+        return z
+
+    def delta(self, z: Tensor, x: Tensor, labels: Tensor, n_new: int) -> Tensor:
+        """∂lossₙ/∂zₙ (B, C) of ½ the mean squared error."""
+        return (z - self._targets(x)).div_(z.shape[1])
+
+    def losses(self, z: Tensor, x: Tensor, labels: Tensor) -> Tensor:
+        """Mean squared error (B,) in standardised units: the anomaly score."""
+        return (z - self._targets(x)).square_().mean(1)
+
+    def fisher(self, network: Learnable, x: Tensor, labels: Tensor, kind: str, generator: torch.Generator) -> Tensor:
+        """The Gaussian Fisher diagonal (P,) of the loss as it is scaled: one unit of variance, a mean over outputs."""
+        kind = "sampled" if kind == "exact" else kind  # exact takes a pass an output, of which there are hundreds
+        diagonal = gaussian_fisher_diagonal(network, x, kind=kind, targets=self._targets(x), generator=generator)
+        return diagonal.div_(network.n_outputs)
+
+    def _targets(self, x: Tensor) -> Tensor:
+        """The last values of each standardised sample, as many as the network has outputs, in the sample's order."""
+        y = self.network.standardise.forward(x)
+        return y.movedim(1, -1).reshape(len(x), -1)[:, -self.network.n_outputs :]
+
+
+def most_likely(answers: Tensor) -> NDArray[np.int64]:
+    """The class with the highest of each row of answers (B, C); NOT_SEEN where no class had been seen."""
+    host: NDArray[Any] = answers.cpu().numpy()
+    classes: NDArray[np.int64] = host.argmax(1)
+    return np.where(np.isnan(host[:, 0]), NOT_SEEN, classes)

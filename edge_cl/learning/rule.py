@@ -1,0 +1,58 @@
+"""The numbers of a learning step; config.yaml says what each costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a step learns: which method stands at which of its doors, and how strongly; 0 leaves a door closed."""
+
+    learning_rate: float = 0.1
+    batch_size: int = 10  # of new samples; a step may bring more
+    label_smoothing: float = 0.1
+    # 1 replay
+    replay_per_step: int = 20
+    asymmetric: bool = False
+    # 2 parameter regularisation
+    ewc_lambda: float = 3.0
+    gamma: float = 1.0
+    importance: str = "fisher"
+    fisher: str = "exact"
+    fisher_samples: int = 200
+    # 3 functional regularisation
+    stored_logits: float = 0.0
+    replay_labels: float = 1.0
+    teacher: float = 0.0
+    temperature: float = 2.0
+    # 4 optimisation
+    project: bool = False
+    protect: float = 0.0
+    # consolidation and exam
+    rehearsal_passes: int = 10
+    rehearsal_batch: int = 32
+    exam_share: float = 0.03
+
+    @property
+    def whole_gradient(self) -> bool:
+        """Whether something needs the gradient of all parameters before any of them moves."""
+        return self.project or self.protect > 0 or self.importance == "path"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError, naming both settings, where one leaves the other nothing to do."""
+        if self.project and self.replay_per_step == 0:
+            raise ValueError("projection: a-gem needs replayed samples to compare gradients with (got replay 0 a step)")
+        if self.replay_labels == 0 and self.stored_logits == 0:
+            raise ValueError("distillation: replayed samples are learnt from labels or stored logits (got neither)")
+
+
+def rows_of_a_step(rule: Rule) -> int:
+    """Most rows that a step or a rehearsal takes, unless it brings more new samples than the rule says."""
+    return max(rule.batch_size + rule.replay_per_step, rule.rehearsal_batch)
+
+
+def method_bytes(rule: Rule, n_parameters: int) -> int:
+    """Bytes that the methods chosen hold beside parameters, anchor and replay: float32 tensors of all parameters."""
+    whole = rule.whole_gradient + rule.project + (rule.protect > 0) + 2 * (rule.importance == "path")
+    return 4 * n_parameters * (whole + (rule.teacher > 0))
