@@ -10,11 +10,14 @@ from torch import Tensor
 
 
 def match_logits(logits: Tensor, stored: Tensor, alpha: float) -> Tensor:
-    """∂/∂z of α/M Σ |z - s|², dark experience replay (Buzzega et al. 2020); z and s (M, C), so is the result.
+    """∂/∂z of 1/M Σ h(|z - s|), dark experience replay (Buzzega et al. 2020); z and s (M, C), so is the result.
 
+    h(r) = α r² as in the paper while 2 α r ≤ 1, and its tangent beyond: a row never pulls harder than a label can, for
+    which |∂/∂z| stays below √2. The plain square diverges where η α |features|² is large (docs/DESIGN.md).
     An entry of s that is not a number takes no part: its class had not been seen, or the sample came without logits.
     """
-    return torch.nan_to_num_(logits - stored, nan=0.0).mul_(2 * alpha / max(1, len(logits)))
+    delta = torch.nan_to_num_(logits - stored, nan=0.0).mul_(2 * alpha)
+    return delta.div_(torch.linalg.vector_norm(delta, dim=1, keepdim=True).clamp_min_(1.0).mul_(max(1, len(logits))))
 
 
 def match_teacher(logits: Tensor, teacher: Tensor, known: Tensor, weight: float, temperature: float) -> Tensor:

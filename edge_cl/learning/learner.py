@@ -189,7 +189,7 @@ class Learner:
         if rows.share is not None:
             delta.mul_(rows.share * B)
         if rows.stored is not None and self.rule.stored_logits:
-            delta[rows.n_new :] += match_logits(z[rows.n_new :], rows.stored, self.rule.stored_logits * B)
+            delta[rows.n_new :] += match_logits(z[rows.n_new :], rows.stored, self.rule.stored_logits).mul_(B)
         if self._teacher is not None and (taught := self._teacher.outputs(rows.x)) is not None:
             known, weight = self._teacher.known, self.rule.teacher * B
             delta += match_teacher(z, taught, known, weight, self.rule.temperature)

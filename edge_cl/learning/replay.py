@@ -208,15 +208,15 @@ class Reservoir:
     def restore(self, arrays: dict[str, NDArray[Any]], values: dict[str, Any]) -> None:
         """Take over a state; of one with more samples than fit, a random choice is kept (the budget was lowered).
 
-        Samples packed otherwise are packed anew; where there are no logits, they are NaN.
+        Samples packed otherwise are packed anew; logits that are missing, of new classes say, are NaN, and those that
+        nobody keeps any more are let go.
         Raises ValueError, naming the array or value, if it is that of other samples, logits or classes.
         """
         items, labels = self._repacked(arrays["items"], values.get("bits")), arrays["labels"]
-        logits = arrays.get("logits", np.full((len(labels), self.logits.shape[1]), np.nan, np.float16))
-        for name, own, array in (("items", self.items, items), ("logits", self.logits, logits)):
-            if (array.shape[1:], array.dtype) != (own.shape[1:], own.dtype):
-                told = f"must hold {own.dtype} {own.shape[1:]} a sample (got {array.dtype} {array.shape[1:]})"
-                raise ValueError(f"{name}: {told}")
+        logits = self._rewidened(arrays.get("logits", np.empty((len(labels), 0), np.float16)))
+        if (items.shape[1:], items.dtype) != (self.items.shape[1:], self.items.dtype):
+            told = f"must hold {self.items.dtype} {self.items.shape[1:]} a sample (got {items.dtype} {items.shape[1:]})"
+            raise ValueError(f"items: {told}")
         n_classes = len(values["n_seen"])
         if n_classes > len(self._seen):
             raise ValueError(f"n_seen: must count at most {len(self._seen)} classes (got {n_classes})")
@@ -238,6 +238,16 @@ class Reservoir:
         theirs = packing_of(self.shape, self.dtype, bits, self._layout)
         raw = theirs.decode(items) if theirs else items
         return self._packing.encode(raw) if self._packing else raw
+
+    def _rewidened(self, logits: NDArray[Any]) -> NDArray[np.float16]:
+        """Logits (n, n_logits) as this reservoir keeps them, of (n, m) from one with fewer classes or without any."""
+        wide = np.full((len(logits), self.n_logits), np.nan, np.float16)
+        if logits.dtype != wide.dtype or logits.shape[1] > self.n_logits > 0:
+            told = f"must hold at most {self.n_logits} of float16 a sample (got {logits.shape[1]} of {logits.dtype})"
+            raise ValueError(f"logits: {told}")
+        if self.n_logits:
+            wide[:, : logits.shape[1]] = logits
+        return wide
 
     def _fitting(self, labels: NDArray[np.int16]) -> NDArray[np.int64]:
         """As many places as fit, of those with the labels (n,): at random, but balanced if that is the policy."""

@@ -7,6 +7,7 @@
     time_s              (N,) seconds; else fs_hz and the rows of a sample make the time; else it is 0
     label_names, channel_names (or feature_names), scale, fs_hz      names and units for the schema
     any other (N,) array of whole numbers, such as subject or load   a mark to order or split by
+    the same with _test behind its name, such as subject_test        that mark of the test split
 
 Knows files and arrays, not playing.
 """
@@ -50,6 +51,7 @@ class RecordingFile:
     nonfinite_held_out: int
     identity: int
     marks: Mapping[str, Values]
+    held_out_marks: Mapping[str, Values]
 
 
 def load(path: str) -> RecordingFile:
@@ -63,7 +65,7 @@ def load(path: str) -> RecordingFile:
     x = check.samples(x_name)
     label_names = check.texts("label_names")
     y = None if y_name is None else check.labels(y_name, len(x), label_names)
-    held_out, nonfinite = check.held_out(x, x_name, label_names)
+    held_out, good = check.held_out(x, x_name, label_names)
     channels = check.texts(check.one_of("channel_names", "feature_names") or "channel_names")
     if channels and (x.ndim < 2 or len(channels) != x.shape[-1]):
         check.refuse("channel_names", f"must name the last axis of {x_name} {x.shape}", f"{len(channels)} names")
@@ -86,8 +88,9 @@ def load(path: str) -> RecordingFile:
         time_us=time_us,
         period_s=period_s,
         held_out=held_out,
-        nonfinite_held_out=nonfinite,
+        nonfinite_held_out=int((~good).sum()),
         marks=check.marks(len(x)),
+        held_out_marks=check.held_out_marks(good),
         identity=zlib.crc32(b"" if y is None else y.tobytes(), zlib.crc32(x.data)) & 0xFFFF,
     )
 
@@ -169,29 +172,42 @@ class _Checker:
         labels.setflags(write=False)
         return labels
 
-    def held_out(self, x: Values, x_name: str, label_names: tuple[str, ...]) -> tuple[HeldOut | None, int]:
-        """The test split without its rows that hold NaN or Inf, and how many those are."""
+    def held_out(self, x: Values, x_name: str, label_names: tuple[str, ...]) -> tuple[HeldOut | None, Values]:
+        """The test split without its rows that hold NaN or Inf, and which of its rows (M,) are good."""
         if ("x_test" in self._arrays) != ("y_test" in self._arrays):
             self.refuse("x_test and y_test", "must be there both or not at all", "one of them")
         if "x_test" not in self._arrays:
-            return None, 0
+            return None, np.ones(0, dtype=bool)
         test_x = self.samples("x_test")
         if test_x.shape[1:] != x.shape[1:] or test_x.dtype != x.dtype:
             rule = f"must be like {x_name}, {x.dtype} {x.shape[1:]}"
             self.refuse("x_test", rule, f"{test_x.dtype} {test_x.shape[1:]}")
         test_y = self.labels("y_test", len(test_x), label_names)
         if test_x.dtype.kind != "f":
-            return HeldOut(test_x, test_y), 0
-        good = np.isfinite(test_x).all(axis=tuple(range(1, test_x.ndim)))
+            return HeldOut(test_x, test_y), np.ones(len(test_x), dtype=bool)
+        good = np.asarray(np.isfinite(test_x).all(axis=tuple(range(1, test_x.ndim))))
         test_x, test_y = test_x[good], test_y[good]
         test_x.setflags(write=False)
         test_y.setflags(write=False)
-        return HeldOut(test_x, test_y), int((~good).sum())
+        return HeldOut(test_x, test_y), good
 
     def marks(self, count: int) -> dict[str, Values]:
         """What else is known of each sample: whole numbers (N,) by name."""
         others = {name: array for name, array in self._arrays.items() if name not in _NAMES}
-        return {name: array.astype(np.int64) for name, array in others.items() if len(array) == count}
+        return {
+            name: array.astype(np.int64)
+            for name, array in others.items()
+            if len(array) == count and not ("x_test" in self._arrays and name.endswith("_test"))
+        }
+
+    def held_out_marks(self, good: Values) -> dict[str, Values]:
+        """The same of the good rows (M,) of the test split, by name without `_test`."""
+        others = {name: array for name, array in self._arrays.items() if name not in _NAMES}
+        return {
+            name.removesuffix("_test"): array[good].astype(np.int64)
+            for name, array in others.items()
+            if name.endswith("_test") and len(array) == len(good) > 0
+        }
 
     def texts(self, name: str) -> tuple[str, ...]:
         names = self._arrays.get(name)

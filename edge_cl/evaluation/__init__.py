@@ -1,0 +1,1 @@
+"""A recorded stream through the same learner that the daemon runs: data, streams, protocol, results."""
