@@ -88,7 +88,7 @@ def make_window(task: Task, schema: Schema) -> Window | None:
 def blueprint_of(config: Config, task: Task) -> Blueprint:
     """The network for a task. Raises OperatorError if the kind chosen does not take such samples."""
     try:
-        return design(config.model.kind, task.shape, task.n_outputs, config.model.width)
+        return design(config.model.kind, task.shape, task.n_outputs, config.model.width, config.model.depth)
     except ValueError as exc:
         raise OperatorError(str(exc), hint="set model.kind to auto") from exc
 
@@ -102,9 +102,10 @@ def plan_of(config: Config, task: Task, blueprint: Blueprint) -> Plan:
         queue_bytes=config.bridge.queue_bytes,
         window_bytes=task.window_bytes,
         replay_limit=config.replay.samples,
+        replay_bytes=config.replay.memory_bytes,
         replay_bits=bits_of(config, blueprint),
         replay_logits=logits_of(config, blueprint),
-        method_bytes=method_bytes(rule_of(config), blueprint.n_parameters),
+        method_bytes=method_bytes(rule_of(config), blueprint.n_parameters, keeps_none=config.replay.samples == 0),
         exam_samples=config.exam.samples if config.exam.share > 0 else 0,
         batch_rows=rows_of_a_step(rule_of(config)),
         on_gpu=device_of(config).type == "cuda",
@@ -124,6 +125,8 @@ def make_learner(config: Config, task: Task, blueprint: Blueprint, planned: Plan
         bits=bits_of(config, blueprint),
         layout=blueprint.layout,
         n_logits=logits_of(config, blueprint),
+        undecided=config.replay.bits == "auto" and len(blueprint.layout) > 1,
+        most=config.replay.samples,
     )
     exam = Reservoir(planned.exam_samples, task.shape, task.dtype, n_classes=task.n_outputs, seed=seed + 1)
     network = Network(blueprint, seed=seed, device=device_of(config))
@@ -131,8 +134,9 @@ def make_learner(config: Config, task: Task, blueprint: Blueprint, planned: Plan
 
 
 def bits_of(config: Config, blueprint: Blueprint) -> int | None:
-    """Bits of a stored value; None, as the sensor made it, also for vectors, in which there is no span to share."""
-    return None if len(blueprint.layout) == 1 else config.replay.bits
+    """Bits of a stored value at first; None, as the sensor made it, also for vectors: they have no span to share."""
+    bits = config.replay.bits
+    return None if bits == "auto" or len(blueprint.layout) == 1 else bits
 
 
 def logits_of(config: Config, blueprint: Blueprint) -> int:
@@ -166,11 +170,14 @@ def rule_of(config: Config) -> Rule:
         project=config.learning.projection == "a-gem",
         protect=config.learning.protect,
         importance=config.consolidation.importance,
+        trigger=config.consolidation.trigger,
+        every_steps=config.consolidation.every_steps,
         ewc_lambda=config.consolidation.ewc_lambda,
         gamma=config.consolidation.gamma,
         fisher=config.consolidation.fisher,
         fisher_samples=config.consolidation.fisher_samples,
         rehearsal_passes=config.consolidation.rehearsal_passes,
+        rehearsal_steps=config.consolidation.rehearsal_steps,
         exam_share=config.exam.share,
     )
 

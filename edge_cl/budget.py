@@ -60,6 +60,7 @@ def plan(
     queue_bytes: int,
     window_bytes: int = 0,
     replay_limit: int | None,
+    replay_bytes: int | None = None,
     replay_bits: int | None = None,
     replay_logits: int = 0,
     exam_samples: int,
@@ -67,7 +68,7 @@ def plan(
     method_bytes: int = 0,
     on_gpu: bool = False,
 ) -> Plan:
-    """Count everything else first; what the budget leaves goes to replay, up to `replay_limit` samples.
+    """Count all else first; what the budget leaves goes to replay, up to `replay_limit` samples and `replay_bytes`.
 
     For P parameters: 4 P parameters + 2 P anchor (float16) + P Fisher codes + P / 2 working slices of the pull
     + 8 P snapshot (the template and the copy that is filled) + `method_bytes` of the methods chosen + exam + queue
@@ -94,8 +95,9 @@ def plan(
         Part("window", window_bytes),
     ]
     left = budget_bytes - sum(part.nbytes for part in counted)
-    replay = left // sample if replay_limit is None else min(left // sample, replay_limit)
-    if replay < LEAST_REPLAY:
+    limits = (replay_limit, None if replay_bytes is None else max(LEAST_REPLAY, replay_bytes // sample))
+    replay = min([left // sample, *(limit for limit in limits if limit is not None)])
+    if left < (0 if replay_limit == 0 else LEAST_REPLAY * sample):
         raise _too_small(counted, left, sample, budget_bytes)
     return Plan((*counted, Part("replay", replay * sample)), replay, exam_samples, budget_bytes)
 

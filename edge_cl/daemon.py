@@ -100,6 +100,7 @@ class Daemon:
         self.label_names = list(self.task.label_names)
         self.waiting: list[Sample] = []  # labelled observations for the next step
         self.published_steps = 0  # how much of what was learnt the newest snapshot holds
+        self.rehearsal_steps: int | None = None  # as many as budget.consolidation_ms allows, once one was timed
         self.dropped = {"shape": 0, "label_out_of_range": 0, "label_unmatched": 0}
         if found is not None:
             self._restore(found, same_source=same_source)
@@ -211,8 +212,7 @@ class Daemon:
         _ = step.predicted  # on a GPU the step is over when its answer is there
         if step.learnt:
             self.telemetry.step.add(time.perf_counter() - started)
-        every = self.config.consolidation.every_steps
-        if every and step.learnt and self.learner.steps % every == 0:
+        if step.learnt and self.learner.is_due:
             self._consolidate()
 
     def _look_at_clocks(self) -> None:
@@ -234,7 +234,11 @@ class Daemon:
         if self.learner.steps == 0:
             return
         self._check_finite()
-        self.learner.consolidate()
+        started = time.perf_counter()
+        rehearsed = self.learner.consolidate(most_steps=self.rehearsal_steps)
+        took_ms = (time.perf_counter() - started) * 1e3
+        if rehearsed:  # measuring the Fisher is a part of it, so the guess is on the safe side
+            self.rehearsal_steps = max(1, int(self.config.budget.consolidation_ms / took_ms * rehearsed))
         exam = self.learner.examine()
         self.report.consolidated(exam)
         self._try("snapshot", lambda: self._publish(exam))

@@ -108,6 +108,13 @@ class ModelSettings(Group):
         description="Units of the first hidden layer (channels in a CNN). Parameters, and so bytes and time of a step, "
         "grow about with its square.",
     )
+    depth: Whole = Field(
+        default=2,
+        ge=1,
+        le=8,
+        description="Hidden layers of an mlp; other kinds have their own. More can tell more apart, and each step "
+        "takes longer.",
+    )
     max_classes: Classes = Field(
         default="auto",
         description="Classes there is room for, whether they have come yet or not; auto: those the source names, 16 at "
@@ -174,10 +181,15 @@ class LearningSettings(Group):
 class ReplaySettings(Group):
     """Old samples kept to be learnt again, in the sensor's own integers."""
 
-    samples: Annotated[int, Field(strict=True, ge=1, le=10**9)] | None = Field(
-        default=300,
-        description="Samples kept; null: as many as the memory budget holds. More forgets less, at one observation's "
-        "bytes each; a step does not get slower.",
+    memory_bytes: Bytes | None = Field(
+        default=512 * 1024,
+        description="Bytes for old samples, their labels and logits, or a text such as '512 KiB'; null: what "
+        "budget.memory_bytes leaves. More forgets less; a step does not get slower, a consolidation does.",
+    )
+    samples: Annotated[int, Field(strict=True, ge=0, le=10**9)] | None = Field(
+        default=None,
+        description="Most samples kept; null: as many as the bytes hold; 0: none, the pull alone protects. More "
+        "forgets less.",
     )
     per_step: Whole = Field(
         default=20,
@@ -196,10 +208,11 @@ class ReplaySettings(Group):
         description="balanced: an equal share for each class, so that rare ones stay; reservoir: a uniform sample of "
         "all that came. Equal cost.",
     )
-    bits: Literal[2, 4, 8] | None = Field(
-        default=None,
-        description="Bits a stored value, over each sample's own span; null: the sensor's own integers. Fewer keep "
-        "more samples in the same bytes, each one coarser.",
+    bits: Literal["auto", 2, 4, 8] | None = Field(
+        default="auto",
+        description="Bits a stored value, over each sample's own span; auto: 8, 4 and 2 are tried on the first "
+        "samples, and the fewest that cost nothing are kept; null: the sensor's own integers. Fewer keep more samples "
+        "in the same bytes, each one coarser.",
     )
 
 
@@ -245,6 +258,11 @@ class ConsolidationSettings(Group):
         description="Steps from one consolidation to the next; 0: only by `edge-cl consolidate`. Rarer costs less time "
         "and makes snapshots older.",
     )
+    trigger: Literal["timer", "page_hinkley", "adwin"] = Field(
+        default="timer",
+        description="timer: every so many steps, no matter what; page_hinkley, adwin: as soon as this detector finds "
+        "that the loss has risen, with every_steps as the fallback. A detector needs four bytes a parameter more.",
+    )
     ewc_lambda: Real = Field(
         default=3.0,
         ge=0,
@@ -280,6 +298,12 @@ class ConsolidationSettings(Group):
         le=1000,
         description="Passes over the whole replay memory at a consolidation; 0: none. More forgets less; a "
         "consolidation takes time in proportion, and no sample is learnt meanwhile.",
+    )
+    rehearsal_steps: Whole = Field(
+        default=300,
+        ge=0,
+        description="Most steps, of 32 old samples each, that those passes take together: a large memory gets fewer "
+        "passes. More forgets less; a consolidation takes time in proportion, up to budget.consolidation_ms.",
     )
 
 
@@ -325,6 +349,14 @@ class BudgetSettings(Group):
         le=600_000,
         allow_inf_nan=False,
         description="99 of 100 answers take at most this many milliseconds. Higher leaves room for a wider model.",
+    )
+    consolidation_ms: Milliseconds = Field(
+        default=2000.0,
+        gt=0,
+        le=600_000,
+        allow_inf_nan=False,
+        description="Milliseconds that a rehearsal may take, by what the last one took a step. Higher forgets less; "
+        "samples wait that long.",
     )
 
 

@@ -65,7 +65,7 @@ def test_images_have_no_rows_to_make_windows_of() -> None:
 @pytest.mark.parametrize("shape", [(12,), (1024,), (128, 9), (28, 28), (32, 32, 3)])
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
 def test_a_learner_takes_the_bytes_that_were_planned(shape: tuple[int, ...], dtype: str) -> None:
-    config = settings("budget.memory_bytes=16 MiB", "exam.samples=33")
+    config = settings("budget.memory_bytes=16 MiB", "replay.memory_bytes=null", "replay.samples=300", "exam.samples=33")
     task = assembly.task_of(config, Schema("x", dtype, shape))
     blueprint = assembly.blueprint_of(config, task)
     plan = assembly.plan_of(config, task, blueprint)
@@ -80,8 +80,14 @@ def test_a_learner_takes_the_bytes_that_were_planned(shape: tuple[int, ...], dty
 def test_fewer_bits_hold_more_samples_in_the_same_plan(bits: int) -> None:
     signal = Schema("x", "int16", (128, 9))
     kept = {}
-    for name, overrides in (("own", ()), ("fewer", (f"replay.bits={bits}",))):
-        config = settings("replay.samples=null", "distillation.logits=0", "budget.memory_bytes=4 MiB", *overrides)
+    for name, overrides in (("own", ("replay.bits=null",)), ("fewer", (f"replay.bits={bits}",))):
+        config = settings(
+            "replay.memory_bytes=null",
+            "replay.bits=null",
+            "distillation.logits=0",
+            "budget.memory_bytes=4 MiB",
+            *overrides,
+        )
         task = assembly.task_of(config, signal)
         blueprint = assembly.blueprint_of(config, task)
         plan = assembly.plan_of(config, task, blueprint)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
-from edge_cl.learning.context import Context
+from edge_cl.learning.context import RECENT, Context
 from edge_cl.learning.distillation import match_logits, match_teacher
 from edge_cl.learning.fisher import fisher_diagonal
 from edge_cl.learning.learner import Learner, Rule
@@ -192,10 +192,11 @@ def test_path_importance_of_a_quadratic_is_what_the_loss_fell_by() -> None:
 # 5 context
 
 
-def test_new_rows_are_told_apart_among_their_own_batch_and_replayed_ones_among_all() -> None:
-    """ER-ACE: the gradient of the mean of both cross-entropies, each over its own classes."""
+def test_new_rows_are_told_apart_among_what_came_lately_and_replayed_ones_among_all() -> None:
+    """ER-ACE: the gradient of the sum of both cross-entropies, each over its own classes."""
     task = Classification(CLASSES, CPU, asymmetric=True)
     task.meet(np.array([0, 1, 2, 4]))
+    task.arrive(np.array([4, 2, 4]))
     z, labels = torch.randn(6, CLASSES), torch.tensor([4, 2, 4, 0, 1, 4])
 
     def loss(z: Tensor) -> Tensor:
@@ -210,6 +211,7 @@ def test_new_rows_are_told_apart_among_their_own_batch_and_replayed_ones_among_a
 def test_smoothed_targets_are_spread_over_what_a_row_is_told_apart_among(asymmetric: bool) -> None:
     task = Classification(CLASSES, CPU, smoothing=0.2, asymmetric=asymmetric)
     task.meet(np.array([0, 1, 3]))
+    task.arrive(np.array([1, 3]))
     z, labels = torch.zeros(2, CLASSES), torch.tensor([1, 3])
     target = (z + task.context.unseen).softmax(1) - task.delta(z, z, labels, 0)
     torch.testing.assert_close(target[0], torch.tensor([0.2 / 3, 0.8 + 0.2 / 3, 0, 0.2 / 3, 0]))
@@ -217,6 +219,21 @@ def test_smoothed_targets_are_spread_over_what_a_row_is_told_apart_among(asymmet
     delta = task.delta(z, z, labels, 2)
     torch.testing.assert_close(delta[0, 1], torch.tensor(1 / among - 0.8 - 0.2 / among))
     torch.testing.assert_close(delta.sum(1), torch.zeros(2), atol=1e-6, rtol=0)
+
+
+def test_a_class_is_current_for_some_steps_after_it_came() -> None:
+    """So that a step whose samples are all of one class, as a sensor's often are, still tells it apart from others."""
+    context = Context(CLASSES, CPU)
+    context.meet(torch.tensor([0, 1, 2]))
+    context.come(torch.tensor([0]))
+    for _ in range(RECENT - 1):
+        context.come(torch.tensor([1, 1]))
+        assert (context.current == 0).tolist() == [True, True, False, False, False]
+        assert context.some_are_cold
+    context.come(torch.tensor([2]))
+    assert (context.current == 0).tolist() == [False, True, True, False, False]
+    context.come(torch.tensor([0]))
+    assert not context.some_are_cold
 
 
 def test_every_row_of_a_mixed_batch_finds_its_own_head() -> None:
@@ -271,7 +288,9 @@ def test_a_step_is_one_step_down_the_family_s_loss(name: str) -> None:
     old_x, old_y = torch.from_numpy(twin.replay.take(places)), torch.from_numpy(twin.replay.labels[places].astype(int))
     stored = torch.from_numpy(twin.replay.stored_logits(places))
     rows = torch.cat([torch.from_numpy(x), old_x])
-    seen, current = torch.tensor([True, True, True, False, False]), torch.tensor([False, True, True, False, False])
+    seen = torch.tensor([True, True, True, False, False])
+    learner.objective.context.warm[0] = twin.objective.context.warm[0] = 0  # class 0 is long past
+    current = torch.tensor([False, True, True, False, False])
     theta_then = twin.anchor.theta.float()
     teacher = make_learner(rule).network
     teacher.standardise = twin.network.standardise

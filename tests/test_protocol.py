@@ -34,8 +34,9 @@ class Rote:
     What it answers can be worked out by hand; it keeps count of what it was asked to do.
     """
 
-    def __init__(self, room: int, n_classes: int) -> None:
-        self.room, self.n_classes = room, n_classes
+    def __init__(self, room: int, n_classes: int, every: int = 0) -> None:
+        self.room, self.n_classes, self.every = room, n_classes, every
+        self.heads: list[tuple[int, ...]] = []
         self.known: list[tuple[int, int]] = []
         self.batches: list[list[int]] = []
         self.steps = self.consolidations = 0
@@ -54,6 +55,13 @@ class Rote:
         self.known = [*self.known, *zip(x[:, 0].tolist(), y.tolist(), strict=True)][-self.room :]
         self.steps += 1
         return SimpleNamespace(learnt=len(y))
+
+    @property
+    def is_due(self) -> bool:
+        return self.every > 0 and self.steps % self.every == 0
+
+    def open_head(self, classes: tuple[int, ...]) -> None:
+        self.heads.append(classes)
 
     def consolidate(self) -> None:
         self.known = self.known[len(self.known) // 2 :]
@@ -147,10 +155,10 @@ def test_a_run_is_what_its_definition_says(
     lengths: list[int], batch_size: int, every: int, delay: int, missing: float, seed: int
 ) -> None:
     stream = quiz(lengths, seed=seed, missing=missing)
-    rotes = [Rote(5, 4), Rote(5, 4)]
+    rotes = [Rote(5, 4, every), Rote(5, 4, every)]
     wanted = simulated(stream, rotes[0], batch_size=batch_size, every=every, delay=delay)
     run = protocol.run(
-        stream, lambda _: rotes[1], scenario="domain", seed=seed, batch_size=batch_size, consolidate_every=every,
+        stream, lambda _: rotes[1], scenario="domain", seed=seed, batch_size=batch_size,
         label_delay=delay,
     )  # fmt: skip
     assert rotes[0].batches == rotes[1].batches
@@ -173,7 +181,7 @@ def by_hand(delay: int) -> Run:
         for t, x in enumerate(np.arange(4).reshape(2, 2))
     ]
     return protocol.run(
-        stream, lambda _: Rote(2, 4), scenario="class", seed=0, batch_size=1, consolidate_every=0, label_delay=delay,
+        stream, lambda _: Rote(2, 4), scenario="class", seed=0, batch_size=1, label_delay=delay,
     )  # fmt: skip
 
 
@@ -220,7 +228,7 @@ def test_baselines_get_their_labels_as_late_as_the_learner() -> None:
     figures = []
     for delay in (0, 2):
         run = protocol.run(
-            stream, lambda _: Rote(9, 2), scenario="stream", seed=0, batch_size=4, consolidate_every=0,
+            stream, lambda _: Rote(9, 2), scenario="stream", seed=0, batch_size=4,
             label_delay=delay,
         )  # fmt: skip
         figures.append((run.no_change, run.majority))
@@ -244,7 +252,7 @@ def test_a_known_task_narrows_the_choice_and_ends_a_batch() -> None:
 
     free, known = Biased(9, 4), Biased(9, 4)
     runs = [
-        protocol.run(stream(), lambda _, rote=rote: rote, scenario=kind, seed=0, batch_size=2, consolidate_every=0)
+        protocol.run(stream(), lambda _, rote=rote: rote, scenario=kind, seed=0, batch_size=2)
         for kind, rote in (("class", free), ("task", known))
     ]
     assert free.batches == [[0, 1], [0, 2], [3, 3]]
@@ -293,7 +301,7 @@ def data(n: int = 600) -> Dataset:
 
 
 def make_learner(seed: int) -> Learner:
-    chosen = config.parse("", overrides=["replay.samples=60", "model.width=16"])
+    chosen = config.parse("", overrides=["replay.samples=60", "model.width=16", "consolidation.every_steps=16"])
     x, _ = features(1)
     task = assembly.task_of(chosen, Schema("made-up", "float32", x.shape[1:], label_names=LABELS))
     blueprint = assembly.blueprint_of(chosen, task)
@@ -302,7 +310,7 @@ def make_learner(seed: int) -> Learner:
 
 def test_a_real_learner_is_scored_as_by_a_loop_over_its_samples() -> None:
     stream = noisy(make_stream(data(), Scenario("class"), seed=1), 0.0, seed=1)
-    run = protocol.run(stream, make_learner, scenario="class", seed=1, batch_size=10, consolidate_every=16)
+    run = protocol.run(stream, make_learner, scenario="class", seed=1, batch_size=10)
     learner, hits, matrix, batch = make_learner(1), [], [], []
     for experience in stream:
         for x, y in zip(experience.x, experience.y, strict=True):
@@ -324,7 +332,7 @@ def test_a_real_learner_is_scored_as_by_a_loop_over_its_samples() -> None:
     assert run.consolidations == learner.consolidations
     assert run.untrained == pytest.approx([1 / 3] * 3)
     assert run.compute_s > 0
-    again = protocol.run(stream, make_learner, scenario="class", seed=1, batch_size=10, consolidate_every=16)
+    again = protocol.run(stream, make_learner, scenario="class", seed=1, batch_size=10)
     assert replace(again, compute_s=run.compute_s) == run
 
 
@@ -332,7 +340,7 @@ def test_a_real_learner_learns_a_stream_and_tells_how_far_it_is() -> None:
     heard: list[int] = []
     run = protocol.run(
         make_stream(data(), Scenario("stream"), seed=0), make_learner, scenario="stream", seed=0, batch_size=10,
-        consolidate_every=100, on_samples=heard.append,
+        on_samples=heard.append,
     )  # fmt: skip
     assert run.accuracy_matrix[0][0] is not None
     assert run.accuracy_matrix[0][0] > 0.95

@@ -2,9 +2,9 @@
 
 Knows the order of things and the clock. Must not know methods, data sets or how figures are shown.
 
-The learner is told nothing of experiences: a batch may hold the end of one and the beginning of the next, and
-consolidation comes every so many steps and when the stream is over. Only where the task is known (`task`) it answers
-among the classes of the experience, and a batch ends with it.
+The learner is told nothing of experiences: a batch may hold the end of one and the beginning of the next, and it
+consolidates when it finds that it is due, and when the stream is over. Only where the task is known (`task`) each has a
+head of its own: the learner tells apart, and answers among, the classes of the experience, and a batch ends with it.
 """
 
 from __future__ import annotations
@@ -42,18 +42,17 @@ def run(
     scenario: str,
     seed: int,
     batch_size: int,
-    consolidate_every: int,
     label_delay: int = 0,
     on_samples: Callable[[int], None] = lambda samples: None,
 ) -> Run:
     """The figures of a new learner, `make_learner(seed)`, after this stream.
 
-    batch_size: labelled samples in a step; consolidate_every: steps from one consolidation to the next, 0: only at the
-    end; label_delay: samples until a label comes; on_samples hears after each step how many samples came so far.
+    batch_size: labelled samples in a step; label_delay: samples until a label comes; on_samples hears after each step
+    how many samples came so far.
     Raises OperatorError if label_delay is below 0, ValueError if a label is outside the learner's outputs.
     """
     scoring = Scoring(stream, task_known=scenario == "task")
-    passage = _Passage(make_learner(seed), scoring, batch_size, consolidate_every)
+    passage = _Passage(make_learner(seed), scoring, batch_size)
     arrivals = _samples(stream)
     for what, _ in delayed(scoring.ends[-1], label_delay):
         if what == "predict":
@@ -72,9 +71,8 @@ def _samples(stream: Sequence[Experience]) -> Iterator[_Sample]:
 class _Passage:
     """A learner on its way along a stream, and what was counted so far."""
 
-    def __init__(self, learner: Learner, scoring: Scoring, batch_size: int, consolidate_every: int) -> None:
-        self.learner, self.scoring = learner, scoring
-        self.batch_size, self.consolidate_every = batch_size, consolidate_every
+    def __init__(self, learner: Learner, scoring: Scoring, batch_size: int) -> None:
+        self.learner, self.scoring, self.batch_size = learner, scoring, batch_size
         self.samples = self.t = 0
         self.steps = self.switched_at = self.consolidated_at = 0
         self.compute_s = 0.0
@@ -88,11 +86,19 @@ class _Passage:
         self.matrix: list[list[float | None]] = []
         self.curve: list[tuple[int, list[float | None]]] = []
         self.prequential_curve: list[tuple[int, float]] = []
+        self._enter()
+
+    def _enter(self) -> None:
+        """An experience begins; where the task is known, so are its classes, and they get a head of their own."""
+        classes = self.scoring.among(self.t)
+        if classes is not None:
+            self.learner.open_head(classes)
 
     def arrive(self, sample: _Sample) -> None:
         """A sample comes, without its label."""
         while sample.t > self.t:
             self._end_experience()
+            self._enter()
         self.samples += 1
         self.unanswered.append(sample)
         self.unlabelled.append(sample)
@@ -153,7 +159,7 @@ class _Passage:
         with self._timed():
             step = self.learner.learn(x, y)
         self.steps += 1
-        if self.consolidate_every and step.learnt and self.learner.steps % self.consolidate_every == 0:
+        if step.learnt and self.learner.is_due:
             self._consolidate()
         if _is_round(self.steps - self.switched_at):
             self._probe()

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+RECENT = 20  # steps for which a class that came counts as what is new
+
 
 class Context:
     """Masks to be added to logits: 0 for a class that takes part, -∞ for one that does not.
@@ -17,13 +19,17 @@ class Context:
     A class takes part once it has been seen: in the loss, the Fisher and the answers. With several heads (`split`), a
     row is told apart among the classes of its label's head alone, which is task-incremental learning with one output
     layer (van de Ven & Tolias 2019). Heads need not be known beforehand; a class that none names is in the first.
+    `current` is the mask of the classes that came within the last RECENT steps.
     """
 
     def __init__(self, n_outputs: int, device: torch.device) -> None:
         self.device = device
         self.seen = torch.zeros(n_outputs, dtype=torch.bool)
         self.heads = torch.zeros(n_outputs, dtype=torch.int64)
+        self.warm = torch.zeros(n_outputs, dtype=torch.int64)  # steps for which a class will still be current
+        self.some_are_cold = False
         self.unseen = torch.empty(n_outputs, device=device)
+        self.current = torch.full((n_outputs,), -torch.inf, device=device)
         self.rivals: Tensor | None = None  # (C, C): the mask of a row with each label, if there are several heads
         self.refresh()
 
@@ -41,6 +47,12 @@ class Context:
         self.seen[labels] = True
         self.refresh()
 
+    def come(self, labels: Tensor) -> None:
+        """Take the classes of labels (n,) as current in this step and those that follow."""
+        self.warm.sub_(1).clamp_(0)
+        self.warm[labels] = RECENT
+        self._derive_current()
+
     def split(self, head: Sequence[int]) -> None:
         """Give these classes a head of their own. Raises ValueError if one is no output of the network."""
         wrong = [c for c in head if not 0 <= c < len(self.heads)]
@@ -56,11 +68,13 @@ class Context:
         same = self.heads.unsqueeze(0) == self.heads.unsqueeze(1)
         table = torch.where(same & self.seen, 0.0, -torch.inf)
         self.rivals = None if bool(same.all()) else table.to(self.device)
+        self._derive_current()
 
     def of(self, labels: Tensor) -> Tensor:
         """The mask (C,), or (B, C) with several heads, for rows with labels (B,)."""
         return self.unseen if self.rivals is None else self.rivals.index_select(0, labels)
 
-    def only(self, labels: Tensor) -> Tensor:
-        """The mask (C,) of the classes among labels (n,) and no others."""
-        return torch.full_like(self.unseen, -torch.inf).index_fill_(0, labels, 0.0)
+    def _derive_current(self) -> None:
+        current = self.warm > 0
+        self.some_are_cold = not torch.equal(current, self.seen)
+        self.current.copy_(torch.where(current, 0.0, -torch.inf))

@@ -7,6 +7,7 @@ Rule 3: memory is allocated in the constructor; only a step larger than the rule
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from edge_cl.learning.anchor import Anchor
 from edge_cl.learning.batch import Batch, Rows
+from edge_cl.learning.bits import LEAST, Trial, fewest, try_bits
 from edge_cl.learning.cuda_graph import CudaGraph
 from edge_cl.learning.distillation import match_logits, match_teacher
 from edge_cl.learning.draws import DRAWS_BYTES
@@ -25,10 +27,13 @@ from edge_cl.learning.objective import NOT_SEEN, Classification, Objective, most
 from edge_cl.learning.replay import Reservoir
 from edge_cl.learning.rule import Rule, rows_of_a_step
 from edge_cl.learning.teacher import Teacher
+from edge_cl.learning.trigger import Trigger
 from edge_cl.learning.whole_gradient import WholeGradient
 
 __all__ = ["NOT_SEEN", "Learner", "Rule", "Step", "most_likely", "rows_of_a_step"]
 
+TRIED = 256  # samples that tell how few bits serve
+PASSING = 5  # steps from one whose new samples tell the Fisher to the next, where no samples are kept
 SETTLED = 1000  # samples; from here on one batch moves an input statistic by less than a hundredth
 
 Arrays = dict[str, NDArray[Any]]
@@ -71,11 +76,6 @@ class Step:
         losses = self.objective.losses(self.z, self.x, self.labels)
         return float(losses.mean() if self.share is None else (losses * self.share.squeeze(1)).sum())
 
-    @property
-    def new_losses(self) -> Tensor:
-        """Loss (n,) of each new sample that was learnt, before the step."""
-        return self.objective.losses(self.z[: self.new], self.x[: self.new], self.labels[: self.new])
-
 
 class Learner:
     """An online learner that does not forget: experience replay, and online EWC as a proximal pull.
@@ -117,6 +117,11 @@ class Learner:
         self.batch = Batch(rows_of_a_step(rule), replay.shape, replay.dtype, self.device, replay.n_logits)
         self.rng = np.random.default_rng(seed)
         self.learnt = self.steps = self.consolidations = 0
+        self.trigger = Trigger(rule.trigger, rule.every_steps, network.arena.flat)
+        keeps_none = replay.capacity == 0 and rule.importance == "fisher" and rule.ewc_lambda > 0
+        self._passing = torch.zeros_like(network.arena.flat) if keeps_none else None
+        self._n_passed = 0
+        self.trials: list[Trial] = []  # of fewer bits a stored value, once there are samples to try them on
         self._teacher = Teacher(network) if rule.teacher else None
         self._whole = WholeGradient(network.arena.flat, rule) if rule.whole_gradient else None
         on_gpu = self.device.type == "cuda" and network.recordable and not (self._teacher or self._whole)
@@ -131,6 +136,16 @@ class Learner:
         """Probabilities (B, C) of raw samples x (B, *shape); classes not seen yet have 0."""
         answers = self.objective.answer(self._outputs(self._there(x)))
         return answers.nan_to_num(0.0).cpu().numpy()
+
+    def open_head(self, classes: Sequence[int]) -> None:
+        """Tell these classes apart among themselves only, from now on: a task of its own (task-incremental learning).
+
+        Raises ValueError if one is no output of the network, or if the objective knows no classes.
+        """
+        if not isinstance(self.objective, Classification):
+            raise ValueError("head: there are no classes to tell apart")
+        self.objective.context.split(classes)
+        self.objective.refresh()
 
     def losses(self, x: NDArray[Any], y: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """Loss (B,) of samples x (B, *shape), with labels y (B,) if the objective asks for them: the anomaly score."""
@@ -163,6 +178,7 @@ class Learner:
 
         if news:
             self._meet(x, y)
+        self.objective.arrive(y)
         z = self._step(rows)
         new = z[: rows.n_new]
         if self.replay.n_logits:
@@ -174,7 +190,14 @@ class Learner:
 
         self.steps += 1
         self.learnt += len(y)
+        if self.trigger.watches or self._passing is not None:
+            self._look_at_new(rows, z)
         return Step(self.objective, n, len(y), z if told is None else told, z, rows.x, rows.labels, rows.share)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to consolidate."""
+        return self.trigger.is_due(self.steps)
 
     def _descend(self, x: Tensor, labels: Tensor, share: Tensor | None, stored: Tensor | None, n_new: int) -> Tensor:
         """Outputs (B, C) for the rows, then one step down their mean loss, then one towards the anchor."""
@@ -198,16 +221,42 @@ class Learner:
         else:
             self._whole.descend(self.network, delta.div_(B), learning_rate, rows.n_new)
 
-    def consolidate(self) -> None:
+    def consolidate(self, *, most_steps: int | None = None) -> int:
         """Make what was learnt last: rehearse the reservoir, measure the Fisher over it, move the anchor.
 
-        Nothing happens while the reservoir is empty.
+        If the trigger noticed a change, what is anchored is what was there before it, and the rehearsal comes after.
+        Returns the steps that the rehearsal took, at most `most_steps` and the rule's. Nothing happens before the first
+        step of learning.
         """
-        if self.replay.size == 0:
-            return
-        self._rehearse()
+        if self.steps == 0:
+            return 0
+        live, before = self.network.arena.flat, self.trigger.before()
+        self.trigger.done(self.steps)
+        if self.replay.undecided and int(self.seen.sum()) > 1 and self.replay.size >= LEAST:
+            self._decide_bits()
+        most = self.rule.rehearsal_steps if most_steps is None else min(most_steps, self.rule.rehearsal_steps)
+        if before is None:
+            rehearsed = self._rehearse(most)
+            self._move_anchor()
+            return rehearsed
+        if bool(live.isfinite().all()):
+            now = live.clone()
+            live.copy_(before)
+            self._move_anchor()
+            live.copy_(now)
+        return self._rehearse(most)
+
+    def _decide_bits(self) -> None:
+        """Find out on the samples held how few bits a stored value may have, and keep as many more of them."""
+        places = self.replay.shuffled()[:TRIED]
+        x, y = self.replay.take(places), self.replay.labels[places].astype(np.int64)
+        self.trials = try_bits(x, lambda decoded: self.losses(decoded, y), self.replay.layout)
+        self.replay.repack(fewest(self.trials))
+
+    def _move_anchor(self) -> None:
+        """Anchor what the parameters are; if they have diverged, the anchor keeps what was known before."""
         if not bool(self.network.arena.flat.isfinite().all()):
-            return  # it has diverged, and the anchor keeps what was known before
+            return
         self.anchor.consolidate(self._importance(), self.rule.gamma)
         if self._teacher is not None:
             self._teacher.known.copy_(self.seen)
@@ -216,12 +265,32 @@ class Learner:
 
     def _importance(self) -> Tensor:
         """How much each parameter matters (P,): the Fisher over the reservoir, or what it did on its way."""
-        generator = torch.Generator(self.device).manual_seed(int(self.rng.integers(2**63)))
         if self._whole is not None and self._whole.path is not None:
             return self._whole.path.take()
+        if self._passing is not None:
+            importance = self._passing / max(1, self._n_passed)
+            self._passing.zero_()
+            self._n_passed = 0
+            return importance
+        if self.replay.size == 0:  # and nobody asks, for there is no pull
+            return torch.zeros_like(self.network.arena.flat)
+        generator = torch.Generator(self.device).manual_seed(int(self.rng.integers(2**63)))
         places = self.replay.shuffled()[: self.rule.fisher_samples]
         x, labels = self._there(self.replay.take(places)), self._there(self.replay.labels[places].astype(np.int64))
         return self.objective.fisher(self.network, x, labels, self.rule.fisher, generator)
+
+    def _look_at_new(self, rows: Rows, z: Tensor) -> None:
+        """What is known of new samples only while they pass: their loss, and where none are kept, their Fisher."""
+        learnt = slice(rows.n_new) if rows.share is None else (rows.share[: rows.n_new, 0] > 0).nonzero().squeeze(1)
+        z, x, labels = z[: rows.n_new][learnt], rows.x[: rows.n_new][learnt], rows.labels[: rows.n_new][learnt]
+        if self.trigger.watches:
+            loss = float(self.objective.losses(z, x, labels).mean())
+            self.trigger.observe(loss, self.network.arena.flat, self.steps)
+        if self._passing is not None and self.steps % PASSING == 0:
+            generator = torch.Generator(self.device).manual_seed(int(self.rng.integers(2**63)))
+            fisher = self.objective.fisher(self.network, x, labels, self.rule.fisher, generator)
+            self._passing.add_(fisher, alpha=len(x))
+            self._n_passed += len(x)
 
     def _follow_anchor(self) -> None:
         """Bring up to date what is derived from the anchor: teacher and rates."""
@@ -239,16 +308,23 @@ class Learner:
         right = most_likely(self.objective.answer(self._outputs(x))) == labels
         return {int(c): (int((labels == c).sum()), float(right[labels == c].mean())) for c in np.unique(labels)}
 
-    def _rehearse(self) -> None:
-        """A few passes over the reservoir with a rate that falls to zero, so that the snapshot is taken at rest."""
+    def _rehearse(self, most: int) -> int:
+        """A few passes over the reservoir with a rate that falls to zero, so that the snapshot is taken at rest.
+
+        Returns the steps taken, at most `most`: a larger memory gets fewer passes, or a part of one.
+        """
+        if self.replay.size == 0:
+            return 0
         cuts = -(-self.replay.size // self.rule.rehearsal_batch)
-        passes = [self.replay.shuffled() for _ in range(self.rule.rehearsal_passes)]
-        batches = [places for one in passes for places in np.array_split(one, cuts)]
+        n = min(most, cuts * self.rule.rehearsal_passes)
+        passes = [np.array_split(self.replay.shuffled(), cuts) for _ in range(-(-n // cuts))]
+        batches = [places for one in passes for places in one][:n]
         nothing = np.empty((0, *self.batch.shape), self.batch.dtype), np.empty(0, np.int64)
         for number, places in enumerate(batches):
             rows = self.batch.fill(*nothing, self.replay, places, only_predicted=None)
             z = self.network.forward(rows.x)
-            self._down(rows, z, self.rule.learning_rate * (1 - number / len(batches)))
+            self._down(rows, z, self.rule.learning_rate * (1 - number / n))
+        return n
 
     def _set_exam_aside(self, x: NDArray[Any], y: NDArray[np.int64]) -> NDArray[np.bool_] | None:
         """Give a share of the samples to the exam; says which (B,), None if none."""
@@ -293,8 +369,10 @@ class Learner:
     def nbytes(self) -> int:
         """Bytes held: parameters, statistics, anchor, Fisher, replay, exam, and the batch that is learnt."""
         held = (self.network.arena, self.network.standardise, self.anchor, self.batch, self.replay, self.exam)
-        optional = sum(part.nbytes for part in (self._teacher, self._whole) if part is not None)
-        return sum(part.nbytes for part in held) + self.objective.nbytes + optional + 2 * DRAWS_BYTES
+        optional = sum(part.nbytes for part in (self._teacher, self._whole, self._passing) if part is not None)
+        return (
+            sum(part.nbytes for part in held) + self.objective.nbytes + self.trigger.nbytes + optional + 2 * DRAWS_BYTES
+        )
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         """Arrays and plain values from which `restore` makes the same learner, bit for bit; live views on a CPU."""
@@ -304,7 +382,11 @@ class Learner:
             "rng": self.rng.bit_generator.state,
             "counts": [self.learnt, self.steps, self.consolidations, standardise.seen],
             "anchor": [anchor.scale, anchor.evidence, anchor.turn],
+            "passed": self._n_passed,
+            "trials": [[trial.bits, trial.extra_loss, trial.error] for trial in self.trials],
         }
+        held, values["trigger"] = self.trigger.state()
+        arrays |= {f"trigger.{key}": array for key, array in held.items()}
         for name, reservoir in (("replay", self.replay), ("exam", self.exam)):
             held, values[name] = reservoir.state()
             arrays |= {f"{name}.{key}": array for key, array in held.items()}
@@ -331,9 +413,11 @@ class Learner:
         self.network.standardise.refresh()
         self.objective.refresh()
         self._follow_anchor()
-        for name, reservoir in (("replay", self.replay), ("exam", self.exam)):
-            held = {key.removeprefix(f"{name}."): array for key, array in arrays.items() if key.startswith(f"{name}.")}
-            reservoir.restore(held, values[name])
+        self._n_passed, self.trials = values["passed"], [Trial(*numbers) for numbers in values["trials"]]
+        for name, part in (("replay", self.replay), ("exam", self.exam), ("trigger", self.trigger)):
+            part.restore(
+                {k.removeprefix(f"{name}."): v for k, v in arrays.items() if k.startswith(f"{name}.")}, values[name]
+            )
 
     def _widened(self, arrays: Arrays) -> Arrays:
         """What of a state depends on the number of classes, as this learner with its wider head has it."""
@@ -358,6 +442,7 @@ class Learner:
             "standardise.mean": standardise.mean,
             "standardise.variance": standardise.variance,
             **self.objective.state,
+            **({} if self._passing is None else {"passing": self._passing}),
             **({} if self._teacher is None else {"teacher.known": self._teacher.known}),
             **({} if self._whole is None else self._whole.state),
             **{f"network.{name}": tensor for name, tensor in self.network.extras.items()},

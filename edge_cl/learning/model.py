@@ -1,4 +1,5 @@
-"""Compact networks made of built-in layers: an MLP, a 1-D CNN for windows of a signal, a 2-D CNN for images.
+"""Compact networks made of built-in layers: an MLP, a 1-D CNN for windows of a signal, a 2-D CNN for images; and two
+that need no labels, an autoencoder and a predictor.
 
 A `Blueprint` is the plan of a network, cheap enough to count bytes with; network.py gives it parameters.
 """
@@ -6,30 +7,37 @@ A `Blueprint` is the plan of a network, cheap enough to count bytes with; networ
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 from edge_cl.learning.layers import Conv, Flatten, GroupNorm, Layer, Linear, ReLU, Shape
 from edge_cl.learning.pooling import LogVariancePool
+from edge_cl.learning.spectrum import LogSpectrum, Rows
 from edge_cl.learning.standardise import channels_first
 
 MOST_CHANNELS = 16  # of a window: (128, 9) is a signal of nine channels, (28, 28) an image
 SHORTEST_SIGNAL = 64  # (1024,) is a signal of one channel, (8,) a vector of features
 KERNEL = 9  # rows of a signal's filters
 GROUPS = 4  # of a GroupNorm: few enough that the level of a channel against its neighbours is kept
+PAST = 32  # rows from which a predictor foretells the next one: three swings of the slowest thing it shall follow
+APART = 4  # rows from one that is foretold to the next: neighbours tell the same, and each costs its time
 
 
 @dataclass(frozen=True)
 class Blueprint:
     """A network before it has parameters.
 
-    `shape` is that of a raw sample, `layout` the same with channels last, `layers` end in one logit a class.
+    `shape` is that of a raw sample, `layout` the same with channels last, `layers` end in one logit a class. Where
+    there are no classes, `aim` makes of the standardised sample what the outputs are to equal, and `variance` is that
+    of a Gaussian about them.
     """
 
     kind: str
     shape: Shape
     layout: Shape
     layers: list[Layer]
+    aim: list[Layer] = field(default_factory=list)
+    variance: float = 1.0
 
     @property
     def parameter_shapes(self) -> dict[str, Shape]:
@@ -43,8 +51,15 @@ class Blueprint:
 
     @property
     def n_outputs(self) -> int:
-        """Logits: the most classes the network can tell apart."""
-        return self.layers[-1].shapes["bias"][0]
+        """Logits: the most classes the network can tell apart; or values of what it reconstructs."""
+        return self.shape_after(self.layers)[0]
+
+    def shape_after(self, layers: list[Layer]) -> Shape:
+        """Shape of a standardised sample once it has gone through these layers."""
+        shape = self.standardised_shape
+        for layer in layers:
+            shape = layer.output_shape(shape)
+        return shape
 
     @property
     def standardised_shape(self) -> Shape:
@@ -56,16 +71,20 @@ class Blueprint:
         return [(f"{index}.{type(layer).__name__.lower()}", layer) for index, layer in enumerate(self.layers)]
 
 
-def design(kind: str, shape: Shape, n_outputs: int, width: int = 32) -> Blueprint:
-    """The plan of a network of one of `KINDS` (or `auto`) for raw samples of `shape`.
+def design(kind: str, shape: Shape, n_outputs: int, width: int = 32, depth: int = 2) -> Blueprint:
+    """The plan of a network of one of `KINDS` (or `auto`) or `SELF_SUPERVISED` for raw samples of `shape`.
 
-    `width` is the number of hidden units (mlp) or of channels after the first convolution (cnn1d, cnn2d).
+    `width` is the number of hidden units (mlp, autoencoder) or of channels after the first convolution (cnn1d, cnn2d,
+    predictor); `depth` the number of hidden layers of an mlp. What needs no labels has as many outputs as it takes.
     Raises ValueError, naming both, if the kind does not take samples of that shape.
     """
     kind = choose_kind(shape) if kind == "auto" else kind
+    if kind in SELF_SUPERVISED:
+        return SELF_SUPERVISED[kind](shape, width)
     if kind not in KINDS:
-        raise ValueError(f"model.kind: must be one of auto, {', '.join(KINDS)} (got {kind})")
-    return KINDS[kind](shape, n_outputs, width)
+        known = ", ".join([*KINDS, *SELF_SUPERVISED])
+        raise ValueError(f"model.kind: must be one of auto, {known} (got {kind})")
+    return mlp(shape, n_outputs, width, depth) if kind == "mlp" else KINDS[kind](shape, n_outputs, width)
 
 
 def choose_kind(shape: Shape) -> str:
@@ -79,11 +98,15 @@ def choose_kind(shape: Shape) -> str:
     return "cnn1d" if len(shape) == 2 and shape[1] <= MOST_CHANNELS else "cnn2d"
 
 
-def mlp(shape: Shape, n_outputs: int, width: int) -> Blueprint:
-    """Two hidden layers of `width` units on the flattened sample."""
+def mlp(shape: Shape, n_outputs: int, width: int, depth: int = 2) -> Blueprint:
+    """`depth` hidden layers of `width` units on the flattened sample."""
     layout = (*shape, 1) if choose_kind(shape) == "cnn2d" and len(shape) == 2 else shape
-    hidden = [Flatten(), Linear(prod(shape), width), ReLU(), Linear(width, width), ReLU()]
-    return Blueprint("mlp", shape, layout, [*hidden, Linear(width, n_outputs)])
+    layers: list[Layer] = [Flatten()]
+    inputs = prod(shape)
+    for _ in range(depth):
+        layers += [Linear(inputs, width), ReLU()]
+        inputs = width
+    return Blueprint("mlp", shape, layout, [*layers, Linear(inputs, n_outputs)])
 
 
 def cnn1d(shape: Shape, n_outputs: int, width: int) -> Blueprint:
@@ -113,4 +136,40 @@ def cnn2d(shape: Shape, n_outputs: int, width: int) -> Blueprint:
     return Blueprint("cnn2d", shape, layout, [*layers, Flatten(), Linear(channels * height * breadth, n_outputs)])
 
 
+def autoencoder(shape: Shape, width: int) -> Blueprint:
+    """The sample through a bottleneck of width / 4 linear units and back (Hinton & Salakhutdinov 2006).
+
+    Of a signal it is the log spectrum that is reconstructed: docs/ANOMALY.md says what else was tried.
+    """
+    layout = shape if choose_kind(shape) == "mlp" else _with_channels(shape)
+    is_signal = choose_kind(shape) == "cnn1d" and layout[0] >= LogSpectrum.PIECE
+    front: list[Layer] = [LogSpectrum(), Flatten()] if is_signal else [Flatten()]
+    inputs = Blueprint("front", shape, layout, front).n_outputs
+    code = max(1, width // 4)
+    body = [Linear(inputs, width), ReLU(), Linear(width, code), Linear(code, width), ReLU(), Linear(width, inputs)]
+    return Blueprint("autoencoder", shape, layout, [*front, *body], aim=front)
+
+
+def predictor(shape: Shape, width: int) -> Blueprint:
+    """Foretells rows of a window, (L,) or (L, C), each from those before it: autoregression, with one hidden layer.
+
+    Every `APART`th row behind the first `PAST` (in a short window, behind its first half), all by the same weights,
+    which is why their errors are averaged: a step would be as many times too long. One row alone says little.
+    """
+    if len(shape) > 2 or shape[0] < 2:
+        raise ValueError(f"model.kind: predictor takes windows of 2 rows or more, (length[, channels]) (got {shape})")
+    length, channels = layout = _with_channels(shape)
+    past = min(PAST, length // 2)
+    foretold = range(past, length, APART)
+    body = [Conv(channels, width, [past], stride=APART), ReLU(), Conv(width, channels, [1]), Flatten()]
+    aim: list[Layer] = [Rows(foretold), Flatten()]
+    return Blueprint("predictor", shape, layout, [Rows(range(length - 1)), *body], aim, variance=len(foretold))
+
+
+def _with_channels(shape: Shape) -> Shape:
+    """How a signal or an image lies with its channels last, one if it names none."""
+    return shape if len(shape) == (3 if choose_kind(shape) == "cnn2d" else 2) else (*shape, 1)
+
+
 KINDS: dict[str, Callable[[Shape, int, int], Blueprint]] = {"mlp": mlp, "cnn1d": cnn1d, "cnn2d": cnn2d}
+SELF_SUPERVISED: dict[str, Callable[[Shape, int], Blueprint]] = {"autoencoder": autoencoder, "predictor": predictor}

@@ -5,6 +5,8 @@ Knows outputs, labels and samples. Must not know replay, anchors or how a step i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import sqrt
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from edge_cl.learning.context import Context
 from edge_cl.learning.fisher import fisher_diagonal, gaussian_fisher_diagonal
+from edge_cl.learning.layers import Layer
 from edge_cl.learning.network import Learnable
 
 NOT_SEEN = -1  # predicted while no class has been seen yet
@@ -31,6 +34,9 @@ class Objective(Protocol):
 
     def meet(self, labels: NDArray[np.int64]) -> None:
         """Take the classes of labels (n,) as seen."""
+
+    def arrive(self, labels: NDArray[np.int64]) -> None:
+        """New samples with labels (n,) come, to be learnt in a step of their own."""
 
     def masked(self, z: Tensor) -> Tensor:
         """z as it stands now, for an answer that is asked for when more classes have been seen."""
@@ -66,9 +72,10 @@ class Classification:
     """Cross-entropy over the classes seen, with smoothed targets: ∂/∂z = p - target.
 
     The target of class c is (1 - ε) onehot(c) + ε / |seen| (Szegedy et al. 2016), over what it is told apart among.
-    `asymmetric`: new rows are told apart among the classes of their own batch only, so that they do not push down what
-    only replay still shows; replayed ones among all (ER-ACE, Caccia et al. 2022). `replay_labels` is the weight β of
-    the replayed rows' labels (DER++, Buzzega et al. 2020); 0 leaves them to their stored logits (DER).
+    `asymmetric`: new rows are told apart among the classes that have come within the last steps, so that they do not
+    push down what only replay still shows; replayed ones among all. ER-ACE (Caccia et al. 2022) takes the classes of
+    the batch, which teaches nothing where a batch holds one class, as a sensor's often does. `replay_labels` is the
+    weight β of the replayed rows' labels (DER++, Buzzega et al. 2020); 0 leaves them to their stored logits (DER).
     """
 
     def __init__(
@@ -104,6 +111,11 @@ class Classification:
         self.context.meet(torch.from_numpy(labels))
         self.refresh()
 
+    def arrive(self, labels: NDArray[np.int64]) -> None:
+        """New samples with labels (n,) come, to be learnt in a step of their own."""
+        if self.asymmetric:
+            self.context.come(torch.from_numpy(labels))
+
     def refresh(self) -> None:
         """Derive the targets, row c for label c, after the classes seen or their heads have changed."""
         self.context.refresh()
@@ -115,7 +127,7 @@ class Classification:
     @property
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint holds of it, an entry a class each."""
-        return {"seen": self.context.seen, "heads": self.context.heads}
+        return {"seen": self.context.seen, "heads": self.context.heads, "warm": self.context.warm}
 
     @property
     def nbytes(self) -> int:
@@ -137,14 +149,14 @@ class Classification:
     def delta(self, z: Tensor, x: Tensor, labels: Tensor, n_new: int) -> Tensor:
         """∂lossₙ/∂zₙ (B, C) of each row, of which the first `n_new` are new."""
         delta = (z + self.context.of(labels)).softmax(1).sub_(self._targets.index_select(0, labels))
-        if self.asymmetric and n_new:
-            delta[:n_new] = self._among_themselves(z[:n_new], labels[:n_new])
+        if self.asymmetric and n_new and (self.context.some_are_cold or z.is_cuda):  # a recorded step has no choice
+            delta[:n_new] = self._among_current(z[:n_new], labels[:n_new])
         if self.replay_labels != 1:
             delta[n_new:] *= self.replay_labels
         return delta
 
-    def _among_themselves(self, z: Tensor, labels: Tensor) -> Tensor:
-        mask = self.context.only(labels) + self.context.of(labels)
+    def _among_current(self, z: Tensor, labels: Tensor) -> Tensor:
+        mask = self.context.current + self.context.of(labels)
         among = mask == 0
         spread = among * (self.smoothing / among.sum(-1, keepdim=True))
         target = torch.nn.functional.one_hot(labels, z.shape[1]) * (1 - self.smoothing) + spread
@@ -161,15 +173,18 @@ class Classification:
 
 
 class Reconstruction:
-    """Mean squared error of what the network says of the sample itself: ∂/∂z = (z - t) / C for targets t (B, C).
+    """Minus the log-likelihood of what a sample itself shows, t (B, C), under a Gaussian about the outputs z (B, C).
 
-    The target is the standardised sample, or its last C values where the network answers fewer: then it sees only what
-    came before them and foretells them (layers.Past). No label is needed; every sample counts as one of class 0. The
-    error of a sample tells how unlike the learnt ones it is.
+    lossₙ = ½ ‖eₙ‖² with e = (z - t) / σ; where ‖eₙ‖ > 1 it goes on as a straight line (Huber 1964), so that no sample
+    pulls harder than a label would, and steps stay stable however many outputs there are: ∂/∂z = e / (σ max(1, ‖e‖)).
+
+    The targets are what the layers `aim` make of the standardised sample: its values, its spectrum, rows that are to be
+    foretold from those before them (model.SELF_SUPERVISED); `variance` is σ². No label is needed; every sample counts
+    as one of class 0. The error of a sample tells how unlike the learnt ones it is.
     """
 
-    def __init__(self, network: Learnable) -> None:
-        self.network = network
+    def __init__(self, network: Learnable, aim: Sequence[Layer], variance: float = 1.0) -> None:
+        self.network, self.aim, self.deviation = network, aim, sqrt(variance)
         self.seen = torch.zeros(network.n_outputs, dtype=torch.bool)
 
     def is_news(self, labels: NDArray[np.int64]) -> bool:
@@ -179,6 +194,9 @@ class Reconstruction:
     def meet(self, labels: NDArray[np.int64]) -> None:
         """Every output is in use from the first sample on."""
         self.seen.fill_(True)
+
+    def arrive(self, labels: NDArray[np.int64]) -> None:
+        """Nothing depends on what came before."""
 
     def refresh(self) -> None:
         """Nothing is derived."""
@@ -206,23 +224,28 @@ class Reconstruction:
         return z
 
     def delta(self, z: Tensor, x: Tensor, labels: Tensor, n_new: int) -> Tensor:
-        """∂lossₙ/∂zₙ (B, C) of ½ the mean squared error."""
-        return (z - self._targets(x)).div_(z.shape[1])
+        """∂lossₙ/∂zₙ (B, C) of each row."""
+        e = (z - self._targets(x)).div_(self.deviation)
+        return e.div_(e.norm(dim=1, keepdim=True).clamp_min_(1.0).mul_(self.deviation))
 
     def losses(self, z: Tensor, x: Tensor, labels: Tensor) -> Tensor:
         """Mean squared error (B,) in standardised units: the anomaly score."""
         return (z - self._targets(x)).square_().mean(1)
 
     def fisher(self, network: Learnable, x: Tensor, labels: Tensor, kind: str, generator: torch.Generator) -> Tensor:
-        """The Gaussian Fisher diagonal (P,) of the loss as it is scaled: one unit of variance, a mean over outputs."""
-        kind = "sampled" if kind == "exact" else kind  # exact takes a pass an output, of which there are hundreds
-        diagonal = gaussian_fisher_diagonal(network, x, kind=kind, targets=self._targets(x), generator=generator)
-        return diagonal.div_(network.n_outputs)
+        """The Gaussian's Fisher diagonal (P,); `exact`, which takes a pass an output, is drawn instead."""
+        kind = "sampled" if kind == "exact" else kind
+        targets, deviation = self._targets(x), self.deviation
+        return gaussian_fisher_diagonal(
+            network, x, kind=kind, deviation=deviation, targets=targets, generator=generator
+        )
 
     def _targets(self, x: Tensor) -> Tensor:
-        """The last values of each standardised sample, as many as the network has outputs, in the sample's order."""
-        y = self.network.standardise.forward(x)
-        return y.movedim(1, -1).reshape(len(x), -1)[:, -self.network.n_outputs :]
+        """What the outputs for raw samples x (B, *shape) are to equal (B, C)."""
+        target = self.network.standardise.forward(x)
+        for layer in self.aim:
+            target = layer.forward(target)
+        return target
 
 
 def most_likely(answers: Tensor) -> NDArray[np.int64]:

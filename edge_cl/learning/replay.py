@@ -34,6 +34,8 @@ class Reservoir:
     packed in `bits` bits a value (`Packing`, which needs their `layout`). With n_logits above 0, logits (n_logits,) are
     kept beside each sample in half precision. Everything is allocated at once: capacity · bytes_per_sample, beside
     the random numbers of `Draws`.
+    `undecided`: how many bits serve is found out later, by who can tell; `repack` then makes room for more samples in
+    the same bytes, up to `most`.
     Raises ValueError if the policy is unknown, capacity or n_logits below 0, or samples cannot be packed like that.
     """
 
@@ -49,6 +51,8 @@ class Reservoir:
         bits: int | None = None,
         layout: tuple[int, ...] | None = None,
         n_logits: int = 0,
+        undecided: bool = False,
+        most: int | None = None,
     ) -> None:
         if policy not in POLICIES:
             raise ValueError(f"replay.policy: must be one of {', '.join(POLICIES)} (got {policy})")
@@ -56,12 +60,12 @@ class Reservoir:
             if number < 0:
                 raise ValueError(f"{name}: must be at least 0 (got {number})")
         self.policy = policy
-        self.shape, self.dtype, self._layout = shape, dtype, layout  # of one sample, as it is offered and taken
+        self.layout = shape if layout is None else layout
+        self.shape, self.dtype = shape, dtype  # of one sample, as it is offered and taken
+        self.n_logits, self.undecided = n_logits, undecided
+        self._most = capacity if most is None and not undecided else most
         self._packing = packing_of(shape, dtype, bits, layout)
-        packed = self._packing
-        self.items = np.zeros((capacity, packed.nbytes), np.uint8) if packed else np.zeros((capacity, *shape), dtype)
-        self.labels = np.zeros(capacity, dtype=np.int16)
-        self.logits = np.zeros((capacity, n_logits), dtype=np.float16)
+        self._carve(np.zeros(capacity * self.bytes_per_sample, np.uint8), capacity)
         self.size = 0
         self._seen = np.zeros(n_classes, dtype=np.int64)
         self._held = np.zeros(n_classes, dtype=np.int64)
@@ -74,14 +78,19 @@ class Reservoir:
         return len(self.labels)
 
     @property
-    def n_logits(self) -> int:
-        """Logits kept beside each sample."""
-        return self.logits.shape[1]
+    def bits(self) -> int | None:
+        """Bits of a stored value; None: as the sensor made it."""
+        return self._packing.bits if self._packing else None
+
+    @property
+    def bytes_per_sample(self) -> int:
+        """Bytes of one sample with its label and its logits."""
+        return bytes_per_sample(self.shape, self.dtype, bits=self.bits, layout=self.layout, n_logits=self.n_logits)
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated for samples: capacity · bytes_per_sample. `Draws` holds DRAWS_BYTES beside them."""
-        return self.items.nbytes + self.labels.nbytes + self.logits.nbytes
+        """Bytes allocated for samples. `Draws` holds DRAWS_BYTES beside them."""
+        return self._memory.nbytes
 
     @property
     def n_seen(self) -> list[int]:
@@ -141,6 +150,41 @@ class Reservoir:
                 self._set_odds()
         if rows:
             self._write(places, x[rows], None if logits is None else logits[rows])
+
+    def repack(self, bits: int | None) -> None:
+        """Keep what is held in so many bits a value from now on, and as many samples as then fit into the same bytes.
+
+        The rows are packed where they lie, from the first on: a row never grows. Raises ValueError if one would, or as
+        `Packing`.
+        """
+        self.undecided = False
+        if bits == self.bits:
+            return
+        packing = packing_of(self.shape, self.dtype, bits, self.layout)
+        if packing is None or packing.nbytes > self.items[:1].nbytes:
+            raise ValueError(f"bits: repacked samples must be smaller (got {bits} after {self.bits})")
+        labels, logits = self.labels[: self.size].copy(), self.logits[: self.size].copy()
+        packed = self._memory[: len(self.items) * packing.nbytes].reshape(-1, packing.nbytes)
+        for start in range(0, self.size, STRETCH):
+            places = np.arange(start, min(start + STRETCH, self.size))
+            packed[places] = packing.encode(self.take(places))
+        self._packing = packing
+        room = self.nbytes // self.bytes_per_sample
+        capacity = room if self._most is None else min(room, self._most)
+        self._carve(self._memory[: capacity * self.bytes_per_sample].copy(), capacity)
+        self.labels[: self.size], self.logits[: self.size] = labels, logits
+        self._set_odds()
+
+    def _carve(self, memory: NDArray[np.uint8], capacity: int) -> None:
+        """Lay samples, then labels, then logits over the memory."""
+        self._memory = memory
+        each = self.bytes_per_sample - LABEL_BYTES - self.n_logits * LOGIT_BYTES
+        first, second = capacity * each, capacity * (each + LABEL_BYTES)
+        items = memory[:first]
+        self.items = items.reshape(capacity, each) if self._packing else items.view(self.dtype).reshape(-1, *self.shape)
+        self.labels = memory[first:second].view(np.int16)
+        self.logits = memory[second : second + capacity * self.n_logits * LOGIT_BYTES].view(np.float16)
+        self.logits = self.logits.reshape(capacity, self.n_logits)
 
     def _fill(self, y: NDArray[np.int64]) -> tuple[list[int], list[int]]:
         """Give the free places to the first samples with labels y (B,); their rows, and the places."""
@@ -202,16 +246,17 @@ class Reservoir:
         arrays = {"items": self.items[: self.size], "labels": self.labels[: self.size]}
         if self.logits.shape[1]:
             arrays["logits"] = self.logits[: self.size]
-        bits = self._packing.bits if self._packing else None
-        return arrays, {**self._draws.state(), "n_seen": self.n_seen, "bits": bits}
+        return arrays, {**self._draws.state(), "n_seen": self.n_seen, "bits": self.bits, "undecided": self.undecided}
 
     def restore(self, arrays: dict[str, NDArray[Any]], values: dict[str, Any]) -> None:
         """Take over a state; of one with more samples than fit, a random choice is kept (the budget was lowered).
 
-        Samples packed otherwise are packed anew; logits that are missing, of new classes say, are NaN, and those that
-        nobody keeps any more are let go.
+        Samples packed otherwise are packed anew; if it was decided how, this one decides so. Logits that are missing,
+        of new classes say, are NaN, and those that nobody keeps any more are let go.
         Raises ValueError, naming the array or value, if it is that of other samples, logits or classes.
         """
+        if self.undecided and not values.get("undecided", False):
+            self.repack(values.get("bits"))
         items, labels = self._repacked(arrays["items"], values.get("bits")), arrays["labels"]
         logits = self._rewidened(arrays.get("logits", np.empty((len(labels), 0), np.float16)))
         if (items.shape[1:], items.dtype) != (self.items.shape[1:], self.items.dtype):
@@ -233,9 +278,9 @@ class Reservoir:
 
     def _repacked(self, items: NDArray[Any], bits: int | None) -> NDArray[Any]:
         """Rows as this reservoir keeps them, of rows that one with `bits` kept."""
-        if bits == (self._packing.bits if self._packing else None):
+        if bits == self.bits:
             return items
-        theirs = packing_of(self.shape, self.dtype, bits, self._layout)
+        theirs = packing_of(self.shape, self.dtype, bits, self.layout)
         raw = theirs.decode(items) if theirs else items
         return self._packing.encode(raw) if self._packing else raw
 

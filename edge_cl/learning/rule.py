@@ -30,7 +30,10 @@ class Rule:
     project: bool = False
     protect: float = 0.0
     # consolidation and exam
+    trigger: str = "timer"
+    every_steps: int = 100
     rehearsal_passes: int = 10
+    rehearsal_steps: int = 300  # most of one rehearsal
     rehearsal_batch: int = 32
     exam_share: float = 0.03
 
@@ -52,7 +55,11 @@ def rows_of_a_step(rule: Rule) -> int:
     return max(rule.batch_size + rule.replay_per_step, rule.rehearsal_batch)
 
 
-def method_bytes(rule: Rule, n_parameters: int) -> int:
-    """Bytes that the methods chosen hold beside parameters, anchor and replay: float32 tensors of all parameters."""
+def method_bytes(rule: Rule, n_parameters: int, *, keeps_none: bool) -> int:
+    """Bytes that the methods chosen hold beside parameters, anchor and replay; `keeps_none`: there is no replay memory.
+
+    Whole tensors of all parameters in float32, and half of one for each of the trigger's two copies.
+    """
     whole = rule.whole_gradient + rule.project + (rule.protect > 0) + 2 * (rule.importance == "path")
-    return 4 * n_parameters * (whole + (rule.teacher > 0))
+    passing = keeps_none and rule.importance == "fisher" and rule.ewc_lambda > 0
+    return 4 * n_parameters * (whole + (rule.teacher > 0) + passing + (rule.trigger != "timer"))
