@@ -16,19 +16,31 @@ from edge_cl.budget import Plan, plan
 from edge_cl.config import Config
 from edge_cl.errors import OperatorError
 from edge_cl.learning.learner import Learner
-from edge_cl.learning.model import Blueprint, design
+from edge_cl.learning.model import SELF_SUPERVISED, Blueprint, design
 from edge_cl.learning.network import Network
+from edge_cl.learning.objective import Reconstruction
+from edge_cl.learning.online_learner import OnlineLearner
+from edge_cl.learning.prototypes import NearestMean, StreamingLDA
 from edge_cl.learning.replay import Reservoir
 from edge_cl.learning.rule import Rule, method_bytes, rows_of_a_step
+from edge_cl.learning.template_learner import TemplateLearner, template_blueprint
 from firmware_bridge.sample import Schema
 from firmware_bridge.window import Window
 
+TEMPLATES: dict[str, type[NearestMean]] = {
+    "nearest_mean": NearestMean,
+    "slda": StreamingLDA,
+    "slda_random": StreamingLDA,
+}
 DEFAULT_CLASSES = 16  # outputs of a learner whose stream does not name its classes
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be learnt: observations of a shape and dtype, and the names of their classes as far as known."""
+    """What is to be learnt: observations of a shape and dtype, and the names of their classes as far as known.
+
+    Without labels all observations are of one class, which has no name.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
@@ -47,6 +59,10 @@ def task_of(config: Config, schema: Schema) -> Task:
 
     Raises OperatorError if there are more classes than model.max_classes, or samples of which no window can be made.
     """
+    window = _window_of(config, schema)
+    shape = schema.shape if window is None else (window[0], *(schema.shape[-1:] or (1,)))
+    if config.model.kind in SELF_SUPERVISED:
+        return Task(shape, np.dtype(schema.dtype), (), 1, window)
     names = config.labels or schema.label_names
     most = config.model.max_classes
     n_outputs = max(DEFAULT_CLASSES, len(names)) if most == "auto" else most
@@ -56,8 +72,6 @@ def task_of(config: Config, schema: Schema) -> Task:
             f"{schema.name} (got {n_outputs})",
             hint=f"set model.max_classes to {max(len(names), len(schema.label_names))} or more, or to auto",
         )
-    window = _window_of(config, schema)
-    shape = schema.shape if window is None else (window[0], *(schema.shape[-1:] or (1,)))
     return Task(shape, np.dtype(schema.dtype), tuple(names), n_outputs, window)
 
 
@@ -88,6 +102,9 @@ def make_window(task: Task, schema: Schema) -> Window | None:
 def blueprint_of(config: Config, task: Task) -> Blueprint:
     """The network for a task. Raises OperatorError if the kind chosen does not take such samples."""
     try:
+        if config.model.kind in TEMPLATES:
+            n_features = config.model.width if config.model.kind == "slda_random" else 0
+            return template_blueprint(task.shape, task.n_outputs, n_features)
         return design(config.model.kind, task.shape, task.n_outputs, config.model.width, config.model.depth)
     except ValueError as exc:
         raise OperatorError(str(exc), hint="set model.kind to auto") from exc
@@ -95,26 +112,39 @@ def blueprint_of(config: Config, task: Task) -> Blueprint:
 
 def plan_of(config: Config, task: Task, blueprint: Blueprint) -> Plan:
     """The bytes of the learner. Raises BudgetExceeded if they do not fit into budget.memory_bytes."""
+    templates, rule = TEMPLATES.get(config.model.kind), rule_of(config)
+    if templates is None:
+        held = method_bytes(rule, blueprint.n_parameters, keeps_none=config.replay.samples == 0)
+    else:
+        n_classes, n_features = blueprint.layers[-1].shapes["weight"]
+        held = templates(n_classes, n_features, "meta").nbytes
     return plan(
         blueprint,
         task.dtype,
         budget_bytes=config.budget.memory_bytes,
         queue_bytes=config.bridge.queue_bytes,
         window_bytes=task.window_bytes,
-        replay_limit=config.replay.samples,
+        replay_limit=config.replay.samples if templates is None else 0,
         replay_bytes=config.replay.memory_bytes,
         replay_bits=bits_of(config, blueprint),
         replay_logits=logits_of(config, blueprint),
-        method_bytes=method_bytes(rule_of(config), blueprint.n_parameters, keeps_none=config.replay.samples == 0),
+        method_bytes=held,
+        descends=templates is None,
         exam_samples=config.exam.samples if config.exam.share > 0 else 0,
-        batch_rows=rows_of_a_step(rule_of(config)),
+        batch_rows=rows_of_a_step(rule),
         on_gpu=device_of(config).type == "cuda",
     )
 
 
-def make_learner(config: Config, task: Task, blueprint: Blueprint, planned: Plan, *, seed: int) -> Learner:
+def make_learner(config: Config, task: Task, blueprint: Blueprint, planned: Plan, *, seed: int) -> OnlineLearner:
     """Allocate what was planned."""
     torch.set_num_threads(config.learning.threads)
+    exam = Reservoir(planned.exam_samples, task.shape, task.dtype, n_classes=task.n_outputs, seed=seed + 1)
+    network = Network(blueprint, seed=seed, device=device_of(config))
+    if config.model.kind in TEMPLATES:
+        n_classes, n_features = blueprint.layers[-1].shapes["weight"]
+        templates = TEMPLATES[config.model.kind](n_classes, n_features, device_of(config))
+        return TemplateLearner(network, templates, exam, rule_of(config), seed=seed + 2)
     replay = Reservoir(
         planned.replay_samples,
         task.shape,
@@ -125,23 +155,25 @@ def make_learner(config: Config, task: Task, blueprint: Blueprint, planned: Plan
         bits=bits_of(config, blueprint),
         layout=blueprint.layout,
         n_logits=logits_of(config, blueprint),
-        undecided=config.replay.bits == "auto" and len(blueprint.layout) > 1,
+        undecided=config.replay.bits == "auto" and len(blueprint.layout) > 1 and not blueprint.aim,
         most=config.replay.samples,
     )
-    exam = Reservoir(planned.exam_samples, task.shape, task.dtype, n_classes=task.n_outputs, seed=seed + 1)
-    network = Network(blueprint, seed=seed, device=device_of(config))
-    return Learner(network, replay, exam, rule_of(config), seed=seed + 2)
+    objective = Reconstruction(network, blueprint.aim, blueprint.variance) if blueprint.aim else None
+    return Learner(network, replay, exam, rule_of(config), objective=objective, seed=seed + 2)
 
 
 def bits_of(config: Config, blueprint: Blueprint) -> int | None:
-    """Bits of a stored value at first; None, as the sensor made it, also for vectors: they have no span to share."""
+    """Bits of a stored value at first; None, as the sensor made it, also for vectors: they have no span to share.
+
+    `auto` begins with None, and without labels it stays there: what fewer bits cost is known in classes' loss only.
+    """
     bits = config.replay.bits
     return None if bits == "auto" or len(blueprint.layout) == 1 else bits
 
 
 def logits_of(config: Config, blueprint: Blueprint) -> int:
-    """Logits stored with a replayed sample."""
-    return blueprint.n_outputs if config.distillation.logits > 0 else 0
+    """Logits stored with a replayed sample; a reconstruction's own would take more room than the sample."""
+    return blueprint.n_outputs if config.distillation.logits > 0 and not blueprint.aim else 0
 
 
 def device_of(config: Config) -> torch.device:

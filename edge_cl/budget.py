@@ -66,6 +66,7 @@ def plan(
     exam_samples: int,
     batch_rows: int,
     method_bytes: int = 0,
+    descends: bool = True,
     on_gpu: bool = False,
 ) -> Plan:
     """Count all else first; what the budget leaves goes to replay, up to `replay_limit` samples and `replay_bytes`.
@@ -73,7 +74,8 @@ def plan(
     For P parameters: 4 P parameters + 2 P anchor (float16) + P Fisher codes + P / 2 working slices of the pull
     + 8 P snapshot (the template and the copy that is filled) + `method_bytes` of the methods chosen + exam + queue
     + window + the rows of a step + replay.
-    A GPU pulls all parameters at once and holds the rows of a step a second time.
+    Without `descends` there is no anchor, Fisher, workspace and batch. A GPU pulls all parameters at once and holds the
+    rows of a step a second time.
     Raises BudgetExceeded, with what is missing and what would mend it, if not one sample of replay is left.
     """
     P, C = blueprint.n_parameters, blueprint.n_outputs
@@ -81,13 +83,11 @@ def plan(
     sample = bytes_per_sample(blueprint.shape, dtype, bits=replay_bits, layout=blueprint.layout, n_logits=replay_logits)
     counted = [
         Part("parameters", 4 * P),
-        Part("anchor", 2 * P),
-        Part("fisher", P),
-        Part("pull workspace", 2 * 4 * -(-P // slices(on_gpu))),
+        *(_of_descent(P, slices(on_gpu)) if descends else []),
         Part("input statistics", 4 * 4 * blueprint.layout[-1]),
-        Part("targets", 4 * C * C),
+        *([] if blueprint.aim else [Part("targets", 4 * C * C)]),
         Part("random numbers", 2 * DRAWS_BYTES),
-        Part("batch", (2 if on_gpu else 1) * batch_bytes(batch_rows, blueprint.shape, dtype, replay_logits)),
+        Part("batch", descends * (2 if on_gpu else 1) * batch_bytes(batch_rows, blueprint.shape, dtype, replay_logits)),
         *([Part("methods", method_bytes)] if method_bytes else []),
         Part("snapshot", 2 * (4 * P + GRAPH_BYTES)),
         Part("exam", exam_samples * raw),
@@ -100,6 +100,11 @@ def plan(
     if left < (0 if replay_limit == 0 else LEAST_REPLAY * sample):
         raise _too_small(counted, left, sample, budget_bytes)
     return Plan((*counted, Part("replay", replay * sample)), replay, exam_samples, budget_bytes)
+
+
+def _of_descent(P: int, n_slices: int) -> list[Part]:
+    """What only a learner that descends a gradient holds."""
+    return [Part("anchor", 2 * P), Part("fisher", P), Part("pull workspace", 2 * 4 * -(-P // n_slices))]
 
 
 def _too_small(counted: list[Part], left: int, sample: int, budget_bytes: int) -> BudgetExceeded:

@@ -19,7 +19,7 @@ from edge_cl import assembly
 from edge_cl.budget import LEAST_REPLAY, Plan
 from edge_cl.config import Config
 from edge_cl.errors import BudgetExceeded, OperatorError
-from edge_cl.learning.learner import Learner
+from edge_cl.learning.online_learner import OnlineLearner
 from edge_cl.learning.model import Blueprint
 from edge_cl.service.telemetry import Timings
 from edge_cl.storage.checkpoint import CheckpointStore
@@ -90,7 +90,7 @@ def _plan(config: Config, task: assembly.Task, blueprint: Blueprint) -> Plan:
         return assembly.plan_of(config.model_copy(update={"budget": room, "replay": least}), task, blueprint)
 
 
-def _fill(learner: Learner, task: assembly.Task, rng: np.random.Generator) -> None:
+def _fill(learner: OnlineLearner, task: assembly.Task, rng: np.random.Generator) -> None:
     """Bring it to where it will spend its life: replay full, an anchor to be pulled to."""
     while not bool(learner.seen.all()):  # the exam may take some, and what replay is offered must be known
         learner.learn(*_samples(task, learner.rule.batch_size, rng))
@@ -99,7 +99,7 @@ def _fill(learner: Learner, task: assembly.Task, rng: np.random.Generator) -> No
     learner.consolidate()
 
 
-def _restore(learner: Learner, state: Path, task: assembly.Task, model: str) -> None:
+def _restore(learner: OnlineLearner, state: Path, task: assembly.Task, model: str) -> None:
     check_state_dir(state)
     found = CheckpointStore(state, model=model).load()
     if found is None:

@@ -1,4 +1,4 @@
-"""The command line: the only place that prints, and the one place where errors become exit codes.
+"""The command line: its commands, and the one place where errors become exit codes.
 
 stdout is data, stderr is talk; with --json the last line of stdout is one JSON object, also when a command fails.
 torch, the daemon and the storage wing are imported by the commands that use them: `edge-cl status` is no learner.
@@ -26,6 +26,8 @@ from rich.table import Table
 from rich.text import Text
 
 from edge_cl import config as configuration
+from edge_cl.cli_evaluate import evaluate
+from edge_cl.console import AsJson, Overrides, data, draw, say
 from edge_cl.errors import ConfigError, Exit, NotRunning, TryAgain
 from edge_cl.exits import explain
 from edge_cl.service.dashboard import plain, plan_table, render
@@ -55,10 +57,6 @@ ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="Settings; ./config.yaml if there is one, else the defaults."),
 ]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one setting, as in -s replay.per_step=40."),
-]
 StateDir = Annotated[
     Path, typer.Option("--state", metavar="DIR", help="Where the learner's state and its snapshots are kept.")
 ]
@@ -66,7 +64,6 @@ SourceUrl = Annotated[
     str | None,
     typer.Option("--source", metavar="URL", help="Where samples come from, instead of the file's source."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable; the last line is one JSON object.")]
 
 DEFAULT_STATE: Final = Path("edge-cl-state")
 
@@ -134,10 +131,10 @@ def run(
     with show:
         result: Summary = daemon.run()
     if as_json:
-        _data(result)
+        data(result)
     else:
         export_it = f"{_program()} export --state {shlex.quote(str(state))} --out model.onnx"
-        _draw(summary(result, next_step=export_it if result["snapshot"] else ""), to_stderr=not sys.stdout.isatty())
+        draw(summary(result, next_step=export_it if result["snapshot"] else ""), to_stderr=not sys.stdout.isatty())
 
 
 @app.command()
@@ -151,11 +148,11 @@ def status(
         _watch(state, as_json=as_json)
     pid, last = _look(state)
     if as_json:
-        _data({**last, "running": pid is not None})
+        data({**last, "running": pid is not None})
     elif pid is not None or last["updated_s"] is not None:
-        _draw(render(last))
+        draw(render(last))
     if pid is None:
-        _say(f"error: no daemon runs on {state}\nhint: edge-cl run --state {state}")
+        say(f"error: no daemon runs on {state}\nhint: edge-cl run --state {state}")
         raise typer.Exit(Exit.NOT_RUNNING)
 
 
@@ -184,9 +181,9 @@ def consolidate(
             )
         time.sleep(POLL_S)
     if as_json:
-        _data({"consolidations": now["consolidations"], "snapshot": now["snapshot"]})
+        data({"consolidations": now["consolidations"], "snapshot": now["snapshot"]})
     else:
-        _say(f"consolidation {now['consolidations']} done, snapshot: {now['snapshot'] or 'none'}")
+        say(f"consolidation {now['consolidations']} done, snapshot: {now['snapshot'] or 'none'}")
 
 
 @app.command()
@@ -200,9 +197,9 @@ def export(
 
     result = export_snapshot(state, out)
     if as_json:
-        _data(result)
+        data(result)
     else:
-        _draw(_export_facts(result))
+        draw(_export_facts(result))
 
 
 @app.command()
@@ -220,13 +217,16 @@ def check(
     lines = measure(settings, state=state, source_url=source or settings.source)
     passed = all(line.passed for line in lines)
     if as_json:
-        _data({"lines": [_check_row(line) for line in lines], "pass": passed})
+        data({"lines": [_check_row(line) for line in lines], "pass": passed})
     else:
-        _draw(_check_table(lines))
+        draw(_check_table(lines))
         for line in lines:
             if not line.passed and line.advice:
-                _say(f"hint: {line.name}: {line.advice}")
+                say(f"hint: {line.name}: {line.advice}")
     raise typer.Exit(Exit.OK if passed else Exit.BUDGET_EXCEEDED)
+
+
+app.command()(evaluate)
 
 
 @config_app.command("check")
@@ -240,9 +240,9 @@ def config_check(
     chosen = _chosen(file or config)
     configuration.resolve(chosen, overrides or ())
     if as_json:
-        _data({"ok": True, "file": None if chosen is None else str(chosen), "problems": []})
+        data({"ok": True, "file": None if chosen is None else str(chosen), "problems": []})
     else:
-        _say(f"{chosen or 'built-in defaults'}: ok")
+        say(f"{chosen or 'built-in defaults'}: ok")
 
 
 @config_app.command("show")
@@ -250,7 +250,7 @@ def config_show(config: ConfigFile = None, overrides: Overrides = None, as_json:
     """Print the values in force, each with where it comes from; the output is a valid configuration."""
     resolved = configuration.resolve(_chosen(config), overrides or ())
     if as_json:
-        _data({"config": resolved.config.model_dump(mode="json"), "origins": dict(resolved.origins)})
+        data({"config": resolved.config.model_dump(mode="json"), "origins": dict(resolved.origins)})
     else:
         typer.echo(configuration.as_yaml(resolved))
 
@@ -286,11 +286,11 @@ class _JsonLines:
     def __call__(self, status: Status) -> None:
         if status["plan"] and not self.planned:
             self.planned = True
-            _draw(plan_table(status["plan"], status["budget_bytes"]), to_stderr=True)
+            draw(plan_table(status["plan"], status["budget_bytes"]), to_stderr=True)
         now_s, news = time.monotonic(), (status["state"], status["message"])
         if news != self.news or now_s >= self.due_s:
             self.news, self.due_s = news, now_s + LINE_EVERY_S
-            _data({name: value for name, value in status.items() if name not in CURVES})
+            data({name: value for name, value in status.items() if name not in CURVES})
 
 
 class _Screen:
@@ -318,13 +318,13 @@ class _Screen:
         self.status = status
         if status["plan"] and not self.planned:
             self.planned = True
-            _draw(plan_table(status["plan"], status["budget_bytes"]))
+            draw(plan_table(status["plan"], status["budget_bytes"]))
             self.live.start()
 
 
 def _settings(config: Path | None, overrides: Sequence[str] | None) -> configuration.Config:
     chosen = _chosen(config)
-    _say(f"config: {chosen or 'built-in defaults'}")
+    say(f"config: {chosen or 'built-in defaults'}")
     return configuration.resolve(chosen, overrides or ()).config
 
 
@@ -359,7 +359,7 @@ def _watch(state: Path, *, as_json: bool) -> None:
     try:
         if as_json or not sys.stdout.isatty():
             while (seen := _look(state))[0] is not None:
-                _data({**seen[1], "running": True})
+                data({**seen[1], "running": True})
                 time.sleep(LINE_EVERY_S)
         else:
             with Live(console=Console(highlight=False), screen=True, auto_refresh=False) as live:
@@ -428,14 +428,14 @@ def _version_and_exit(on: bool) -> None:
 def _fail(exc: Exception, code: Exit, message: str, hint: str, *, as_json: bool) -> None:
     problems = exc.problems if isinstance(exc, ConfigError) else []
     for problem in problems:
-        _say(str(problem))
+        say(str(problem))
     n = len(problems)
-    _say(f"error: {message}" if not problems else f"error: {n} mistake{'s' if n > 1 else ''} in the configuration")
+    say(f"error: {message}" if not problems else f"error: {n} mistake{'s' if n > 1 else ''} in the configuration")
     if hint:
-        _say(f"hint: {hint}")
+        say(f"hint: {hint}")
     if as_json:
         found = [{"file": p.name, "line": p.line, "key": p.key, "what": p.what, "got": p.got} for p in problems]
-        _data(
+        data(
             {
                 "error": message,
                 "hint": hint,
@@ -443,24 +443,6 @@ def _fail(exc: Exception, code: Exit, message: str, hint: str, *, as_json: bool)
                 **({"ok": False, "problems": found} if found else {}),
             }
         )
-
-
-def _data(value: Mapping[str, Any] | Status | Summary) -> None:
-    typer.echo(json.dumps(value, allow_nan=False, default=_path_text))
-
-
-def _path_text(value: object) -> str:
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"not JSON: {value!r}")
-
-
-def _say(text: str) -> None:
-    typer.echo(text, err=True)
-
-
-def _draw(drawing: RenderableType, *, to_stderr: bool = False) -> None:
-    Console(stderr=to_stderr, highlight=False).print(drawing)
 
 
 if __name__ == "__main__":

@@ -90,6 +90,7 @@ class Daemon:
         schema = self.source.schema
         self.task = assembly.task_of(self.config, schema)
         blueprint = assembly.blueprint_of(self.config, self.task)
+        self.needs_labels = not blueprint.aim
         planned = assembly.plan_of(self.config, self.task, blueprint)
         self.store = CheckpointStore(self.path, model=assembly.fingerprint(self.task, blueprint))
         self.store.load()  # refuses the state of another model
@@ -125,7 +126,7 @@ class Daemon:
             label_names=self.label_names,
             dropped=self._all_dropped,
             on_status=self.on_status,
-            exam=self.learner.examine(),
+            exam=self._examine(),
         )
         if found is not None:
             self.report.exam_history = found.meta["exam_history"]
@@ -176,6 +177,8 @@ class Daemon:
         return [self._with_known_label(observation) for observation in fitting]
 
     def _with_known_label(self, observation: Sample) -> Sample:
+        if not self.needs_labels:
+            return replace(observation, label=0)  # every one is learnt, whatever it is called
         if observation.label is None or 0 <= observation.label < len(self.label_names):
             return observation
         named = bool(self.task.label_names)
@@ -188,6 +191,13 @@ class Daemon:
 
     def _predict(self, observation: Sample) -> None:
         started = time.perf_counter()
+        if not self.needs_labels:
+            score = float(self.learner.losses(observation.values[None])[0])
+            self.telemetry.predict.add(time.perf_counter() - started)
+            self.telemetry.arrived(1)
+            if self.learner.steps:  # until then not even the range of the sensor is known
+                self.telemetry.judged(score)
+            return
         probabilities = self.learner.predict(observation.values[None])[0]
         self.telemetry.predict.add(time.perf_counter() - started)
         predicted = int(probabilities.argmax()) if probabilities.any() else None
@@ -198,7 +208,7 @@ class Daemon:
 
     def _take_label(self, label: Label) -> None:
         """A label that came by itself: it finds its sample in the window that is being filled, or it is counted."""
-        if self.window is None or not self.window.late(label):
+        if self.needs_labels and (self.window is None or not self.window.late(label)):
             self.dropped["label_unmatched"] += 1
 
     def _learn(self) -> None:
@@ -239,12 +249,18 @@ class Daemon:
         took_ms = (time.perf_counter() - started) * 1e3
         if rehearsed:  # measuring the Fisher is a part of it, so the guess is on the safe side
             self.rehearsal_steps = max(1, int(self.config.budget.consolidation_ms / took_ms * rehearsed))
-        exam = self.learner.examine()
+        exam = self._examine()
         self.report.consolidated(exam)
         self._try("snapshot", lambda: self._publish(exam))
         self.report.tick()
 
+    def _examine(self) -> dict[int, tuple[int, float]]:
+        return self.learner.examine() if self.needs_labels else {}
+
     def _publish(self, exam: dict[int, tuple[int, float]]) -> None:
+        if not self.needs_labels and self.publisher.would_be_worse():
+            self.report.say("no new snapshot: the published one reconstructs the exam better")
+            return
         self.publisher.publish(tuple(self.label_names), exam)
         self.published_steps = self.learner.steps
 
@@ -323,7 +339,7 @@ class Daemon:
         """Accuracy of the published snapshot, by onnxruntime, on a recording's test split; null without one."""
         held_out = self.source.held_out
         current = self.publisher.shelf.current() if self.publisher.current_path else None
-        if current is None or held_out is None or len(held_out.y) == 0:
+        if current is None or held_out is None or len(held_out.y) == 0 or not self.needs_labels:
             return None
         x = held_out.x.astype(np.float32)
         right = answers(current.read(), x).argmax(1) == held_out.y

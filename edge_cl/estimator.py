@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edge_cl.assembly import blueprint_of, make_learner, plan_of, task_of
 from edge_cl.config import Config, parse
 from edge_cl.errors import OperatorError
-from edge_cl.learning.learner import Learner
+from edge_cl.learning.online_learner import OnlineLearner
 from firmware_bridge.sample import Schema
 
 DEFAULT: Final = Config()  # as `edge-cl run` has it
@@ -88,7 +88,7 @@ class Estimator:
         chunks = [self.learner.predict(x[start : start + CHUNK]) for start in range(0, len(x), CHUNK)]
         return np.concatenate(chunks)[:, : len(self.outputs)]
 
-    def _made(self, shape: tuple[int, ...], n_labels: int) -> Learner:
+    def _made(self, shape: tuple[int, ...], n_labels: int) -> OnlineLearner:
         """A learner that knows nothing, with as much room for classes as the daemon's, or more for that many labels."""
         schema = Schema("samples", "float32", shape, label_names=tuple(map(str, range(n_labels))))
         try:
@@ -134,7 +134,7 @@ def _as_value_error(error: OperatorError) -> ValueError:
     return ValueError(text)
 
 
-def _padded(narrow: Learner, wide: Learner, arrays: Arrays) -> Arrays:
+def _padded(narrow: OnlineLearner, wide: OnlineLearner, arrays: Arrays) -> Arrays:
     """The state of a learner of few features as one of more: what it would be had the others been 0 all along.
 
     What lies in the arena's order keeps the wide learner's own values in the new columns of the first layer; what has

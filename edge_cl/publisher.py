@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from edge_cl.assembly import Task
 from edge_cl.config import Config
 from edge_cl.learning.graph import OPSET, graph, weights
-from edge_cl.learning.learner import Learner
+from edge_cl.learning.online_learner import OnlineLearner
 from edge_cl.learning.network import Network
 from edge_cl.storage.errors import DamagedFile, TemplateError
 from edge_cl.storage.shelf import Shelf
-from edge_cl.storage.snapshot import fill, verify
+from edge_cl.storage.snapshot import answers, fill, verify
 from edge_cl.storage.template import PendingTemplate, Template, start_build
 from firmware_bridge.sample import Schema
 
@@ -31,13 +31,15 @@ BUILD_TIMEOUT_S = 120.0  # a loaded Raspberry Pi imports onnx in some ten second
 PROBES = 32  # samples the snapshot must answer like the learner
 MOST_LOOKED_AT = 256  # samples of the reservoir that tell the range of each channel
 PROBE_SEED = 0
+LEAST_EXAM = 10  # samples below which an exam says nothing
+WORSE = 3.0  # standard errors: one look in some hundreds is past that by chance
 SCHEMA_VERSION = 1
 
 
 class Publisher:
     """Publishes snapshots of one learner on the shelf in `folder`."""
 
-    def __init__(self, learner: Learner, task: Task, schema: Schema, config: Config, folder: Path) -> None:
+    def __init__(self, learner: OnlineLearner, task: Task, schema: Schema, config: Config, folder: Path) -> None:
         assert isinstance(learner.network, Network)  # modules of PyTorch describe no graph of themselves
         self._learner, self._network, self._task, self._schema = learner, learner.network, task, schema
         self._config_hash = hashlib.sha256(config.model_dump_json().encode()).hexdigest()
@@ -56,7 +58,11 @@ class Publisher:
             self.faults.append(f"{exc}; the next snapshot takes its place")
 
     def prepare(self, n_classes: int) -> None:
-        """Have the template for that many classes built in the background; nothing happens if it already is."""
+        """Have the template for that many classes built in the background; nothing happens if it already is.
+
+        One without classes gives all its outputs.
+        """
+        n_classes = self._network.n_outputs if self._network.blueprint.aim else n_classes
         if n_classes and n_classes != self._n_classes:
             self.close()
             self._n_classes = n_classes
@@ -78,11 +84,27 @@ class Publisher:
         facts = self._facts(label_names, exam)
         model = fill(template, values, {key: _text(value) for key, value in facts.items()})
         probes = self._probes()
-        difference = verify(model, probes.astype(np.float32), learner.predict(probes)[:, : self._n_classes])
+        is_reconstruction = bool(self._network.blueprint.aim)
+        expected = learner.predict(probes)[:, : self._n_classes]
+        if is_reconstruction:
+            expected = np.column_stack([expected, learner.losses(probes)])
+        difference = verify(model, probes.astype(np.float32), expected, probabilities=not is_reconstruction)
         manifest = {**facts, "verification": {"samples": len(probes), "max_abs_difference": difference}}
         self.current_path = self.shelf.publish(model, manifest)
         self._published_at = time.monotonic()
         return self.current_path
+
+    def would_be_worse(self) -> bool:
+        """Whether the learner reconstructs its exam clearly worse than the published snapshot does.
+
+        That is when the mean of what each sample's score has risen by is more than its standard error WORSE times over.
+        """
+        exam, current = self._learner.exam, self.shelf.current() if self.current_path else None
+        if current is None or exam.size < LEAST_EXAM:
+            return False
+        x = exam.take(np.arange(exam.size))
+        rise = self._learner.losses(x) - answers(current.read(), x.astype(np.float32))[:, -1]
+        return bool(rise.mean() > WORSE * rise.std(ddof=1) / np.sqrt(len(rise)))
 
     def close(self) -> None:
         """End a build that is still going on."""
@@ -123,7 +145,7 @@ class Publisher:
                 "scale": schema.scale,
                 "rate_hz": schema.rate_hz,
             },
-            "output": {"name": "probabilities", "shape": ["batch", len(label_names)]},
+            "output": self._output(label_names),
             "opset": OPSET,
             "model": learner.network.kind,
             "parameters": learner.network.arena.flat.numel(),
@@ -136,6 +158,12 @@ class Publisher:
             "config_sha256": self._config_hash,
             "versions": {name: version(name) for name in ("edge-cl", "torch", "onnx", "onnxruntime")},
         }
+
+    def _output(self, label_names: tuple[str, ...]) -> dict[str, Any]:
+        if not self._network.blueprint.aim:
+            return {"name": "probabilities", "shape": ["batch", len(label_names)]}
+        score = {"name": "score", "shape": ["batch", 1]}  # mean squared error of the reconstruction: see docs/ANOMALY.md
+        return {"name": "reconstruction", "shape": ["batch", self._network.n_outputs], "beside": score}
 
 
 def _text(value: Any) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edge_cl.budget import Plan
 from edge_cl.config import Config
-from edge_cl.learning.learner import Learner
+from edge_cl.learning.online_learner import OnlineLearner
 from edge_cl.publisher import Publisher
 from edge_cl.service.status import ExamPoint, State, Status, Summary, blank, write_status
 from edge_cl.service.telemetry import Telemetry, rss_bytes, rss_peak_bytes
@@ -33,7 +33,7 @@ class Report:
     url: str
     config: Config
     planned: Plan
-    learner: Learner
+    learner: OnlineLearner
     telemetry: Telemetry
     inlet: Inlet
     publisher: Publisher
@@ -108,6 +108,8 @@ class Report:
                 "samples_per_s": telemetry.samples_per_s,
                 "prequential_accuracy": telemetry.windowed_accuracy,
                 "prequential_history": telemetry.history,
+                "anomaly_score": telemetry.anomaly_score,
+                "anomaly_p50": telemetry.anomaly_p50,
                 "exam": [
                     {"label": self._name(c), "samples": n, "accuracy": accuracy}
                     for c, (n, accuracy) in sorted(self.exam.items())
@@ -148,6 +150,8 @@ class Report:
             "steps": status["steps"],
             "consolidations": status["consolidations"],
             "prequential_accuracy": self.telemetry.prequential_accuracy,
+            "anomaly_score": status["anomaly_score"],
+            "anomaly_p50": status["anomaly_p50"],
             "test_accuracy": test_accuracy,
             "exam": status["exam"],
             "exam_history": status["exam_history"],

@@ -96,10 +96,15 @@ class WindowSettings(Group):
 class ModelSettings(Group):
     """The network that learns. A state directory keeps the model it was begun with."""
 
-    kind: Literal["auto", "mlp", "cnn1d", "cnn2d"] = Field(
+    kind: Literal[
+        "auto", "mlp", "cnn1d", "cnn2d", "nearest_mean", "slda", "slda_random", "autoencoder", "predictor"
+    ] = Field(
         default="auto",
         description="The network; auto: by the shape of an observation, (D,) mlp, (T, C) cnn1d, (H, W) or (H, W, C) "
-        "cnn2d. A CNN learns more from few samples; an mlp is the fastest step.",
+        "cnn2d. A CNN learns more from few samples; an mlp is the fastest step. nearest_mean and slda (streaming "
+        "linear discriminant analysis) have class templates and no learning rate; slda_random those of random "
+        "features, as many as model.width. autoencoder and predictor need no "
+        "labels and tell how unlike the observations so far a new one is.",
     )
     width: Whole = Field(
         default=32,
@@ -428,4 +433,15 @@ class Config(Group):
             raise ValueError("learning.projection: a-gem compares with replayed samples, but replay.per_step is 0")
         if self.distillation.replay_labels == 0 and self.distillation.logits == 0 and replayed:
             raise ValueError("distillation.replay_labels: 0 leaves replayed samples nothing, distillation.logits is 0")
+        return self
+
+    @model_validator(mode="after")
+    def _unlabelled_fit(self) -> Config:
+        """Refuses what only classes have, where it was asked for and the model learns none."""
+        kind = self.model.kind
+        if kind in ("autoencoder", "predictor"):
+            if self.labels is not None:
+                raise ValueError(f"labels: model.kind {kind} learns no classes that could have names")
+            if self.distillation.teacher > 0:
+                raise ValueError(f"distillation.teacher: a teacher softens classes, and model.kind {kind} learns none")
         return self

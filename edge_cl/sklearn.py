@@ -13,7 +13,7 @@ from sklearn.utils.multiclass import check_classification_targets, unique_labels
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from edge_cl.estimator import CONSOLIDATE_EVERY, DEFAULT, Estimator, config_of
-from edge_cl.learning.learner import Learner
+from edge_cl.learning.online_learner import OnlineLearner
 
 PASSES = 10  # of `fit`
 
@@ -78,7 +78,7 @@ class EdgeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         self.random_state = random_state
 
     @property
-    def learner_(self) -> Learner:
+    def learner_(self) -> OnlineLearner:
         """The learner, once there is one."""
         return self._estimator.learner
 

@@ -13,7 +13,7 @@ PATIENCE_S = 60.0
 GRAPH: dict[str, Any] = {
     "opset": 17,
     "input": {"name": "input", "shape": [8, 3]},
-    "output": {"name": "probabilities", "classes": 4},
+    "outputs": {"probabilities": [4]},
     "nodes": [
         {"op": "Sub", "inputs": ["input", "standardise.mean"], "outputs": ["centred"], "attributes": {}},
         {"op": "Mul", "inputs": ["centred", "standardise.scale"], "outputs": ["scaled"], "attributes": {}},

@@ -22,8 +22,9 @@ import pytest
 
 from edge_cl import errors
 from edge_cl.check import CheckLine
-from edge_cl.cli import CURVES, _check_table, _draw, _with_speed, main
+from edge_cl.cli import CURVES, _check_table, _with_speed, main
 from edge_cl.config import SAMPLE, Config, parse
+from edge_cl.console import draw
 from edge_cl.errors import Exit
 from edge_cl.exits import explain
 from edge_cl.service.status import blank, write_status
@@ -260,7 +261,7 @@ def test_speed_becomes_an_option_of_the_source(url: str, expected: str) -> None:
 
 
 def test_the_check_table_shows_bytes_and_times_as_a_person_reads_them(capsys: pytest.CaptureFixture[str]) -> None:
-    _draw(_check_table([CheckLine("memory", 8 << 20, 9 << 20, "bytes"), CheckLine("step p99", 50.0, 8.25, "ms")]))
+    draw(_check_table([CheckLine("memory", 8 << 20, 9 << 20, "bytes"), CheckLine("step p99", 50.0, 8.25, "ms")]))
     _, memory, step = capsys.readouterr().out.splitlines()
     assert memory.split("  ")[0] == "memory"
     assert re.search(r"8.00 MiB +9.00 MiB +-1.00 MiB +FAIL", memory)

@@ -20,7 +20,7 @@ FLOORS = [
     ["firmware_bridge"],
     ["edge_cl.errors", "edge_cl.units", "edge_cl.yaml_lines"],
     ["edge_cl.settings"],
-    ["edge_cl.config"],
+    ["edge_cl.config", "edge_cl.console"],
     ["edge_cl.learning", "edge_cl.storage", "edge_cl.service", "edge_cl.signals"],
     ["edge_cl.budget", "edge_cl.governor", "edge_cl.exits"],
     ["edge_cl.assembly"],
@@ -29,6 +29,7 @@ FLOORS = [
     ["edge_cl.report"],
     ["edge_cl.daemon", "edge_cl.export"],
     ["edge_cl.check"],
+    ["edge_cl.cli_evaluate"],
     ["edge_cl.cli"],
     ["edge_cl.__main__"],
 ]
@@ -49,8 +50,9 @@ FORBIDDEN = {
 # Who alone may import it.
 ONLY_IN = {
     "onnx": ["edge_cl.storage.template_child"],
-    "typer": ["edge_cl.cli"],
-    "rich": ["edge_cl.cli", "edge_cl.service"],
+    "typer": ["edge_cl.cli", "edge_cl.cli_evaluate", "edge_cl.console"],
+    "rich": ["edge_cl.cli", "edge_cl.cli_evaluate", "edge_cl.console", "edge_cl.service"],
+    "jinja2": ["edge_cl.evaluation.report"],
     "matplotlib": ["edge_cl.evaluation.plots"],
     "sklearn": ["edge_cl.sklearn", "edge_cl.evaluation.data"],
     "river": ["edge_cl.river"],
@@ -58,7 +60,13 @@ ONLY_IN = {
 }
 
 # The command line prints. The other two are programs of their own: their standard output is a wire to their parent.
-MAY_PRINT = ["edge_cl.cli", "firmware_bridge.fake_board", "edge_cl.storage.template_child"]
+MAY_PRINT = [
+    "edge_cl.cli",
+    "edge_cl.cli_evaluate",
+    "edge_cl.console",
+    "firmware_bridge.fake_board",
+    "edge_cl.storage.template_child",
+]
 
 RUNS_WHAT_IT_READS = ["pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"]
 

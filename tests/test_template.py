@@ -77,7 +77,7 @@ def test_many_weights_of_one_element_are_all_found() -> None:
     graph = {
         "opset": 17,
         "input": {"name": "h0", "shape": [4]},
-        "output": {"name": f"h{n}", "classes": 4},
+        "outputs": {f"h{n}": [4]},
         "nodes": nodes,
         "weights": {f"w{i}": [1] for i in range(n)},
         "constants": {},
@@ -94,8 +94,8 @@ def test_a_wrong_graph_fails_with_the_childs_own_message() -> None:
     nodes = copy.deepcopy(GRAPH["nodes"])
     nodes[4]["op"] = "LeakyReLU"
     assert "LeakyReLU" in message_for(changed(nodes=nodes))
-    assert "5" in message_for(changed(output={"name": "probabilities", "classes": 5}))  # shapes are inferred
-    assert "unheard_of" in message_for(changed(output={"name": "unheard_of", "classes": 4}))
+    assert "5" in message_for(changed(outputs={"probabilities": [5]}))  # shapes are inferred
+    assert "unheard_of" in message_for(changed(outputs={"unheard_of": [4]}))
     assert message_for(changed(weights={**GRAPH["weights"], "void": [0, 3]})).endswith(
         "ValueError: weight void has no elements (shape [0, 3])"
     )

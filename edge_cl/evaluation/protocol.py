@@ -23,7 +23,7 @@ from edge_cl.evaluation.labels import delayed
 from edge_cl.evaluation.run import Run
 from edge_cl.evaluation.scoring import Scoring, chosen
 from edge_cl.evaluation.stream import UNLABELLED, Experience
-from edge_cl.learning.learner import Learner
+from edge_cl.learning.online_learner import OnlineLearner
 from edge_cl.learning.metrics import Majority, NoChange, Prequential, lowest_old_accuracy
 
 CURVE_POINTS = 200  # of the prequential curve
@@ -37,7 +37,7 @@ class _Sample(NamedTuple):
 
 def run(
     stream: Sequence[Experience],
-    make_learner: Callable[[int], Learner],
+    make_learner: Callable[[int], OnlineLearner],
     *,
     scenario: str,
     seed: int,
@@ -71,7 +71,7 @@ def _samples(stream: Sequence[Experience]) -> Iterator[_Sample]:
 class _Passage:
     """A learner on its way along a stream, and what was counted so far."""
 
-    def __init__(self, learner: Learner, scoring: Scoring, batch_size: int) -> None:
+    def __init__(self, learner: OnlineLearner, scoring: Scoring, batch_size: int) -> None:
         self.learner, self.scoring, self.batch_size = learner, scoring, batch_size
         self.samples = self.t = 0
         self.steps = self.switched_at = self.consolidated_at = 0

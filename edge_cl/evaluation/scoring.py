@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_cl.evaluation.stream import Experience, generator
-from edge_cl.learning.learner import NOT_SEEN, Learner
+from edge_cl.learning.objective import NOT_SEEN
+from edge_cl.learning.online_learner import OnlineLearner
 
 PROBE = 500  # test samples of an experience that are asked often, always the same
 CHUNK = 1000  # samples answered at once
@@ -66,19 +67,19 @@ class Scoring:
         """The classes to choose from in experience t; None: all."""
         return self._tests[self._test_of[t]].among
 
-    def accuracies(self, learner: Learner) -> list[float | None]:
+    def accuracies(self, learner: OnlineLearner) -> list[float | None]:
         """Accuracy on each experience, by all its test samples; None where there are none."""
         by_test = [_accuracy(learner, test, np.arange(len(test.y))) for test in self._tests]
         return [by_test[i] for i in self._test_of]
 
-    def probed(self, learner: Learner, come: int) -> list[float | None]:
+    def probed(self, learner: OnlineLearner, come: int) -> list[float | None]:
         """Accuracy on the first `come` experiences, by at most PROBE of their test samples; None for the others."""
         wanted = self._test_of[:come]
         by_test = {i: _accuracy(learner, self._tests[i], self._tests[i].probe) for i in set(wanted)}
         return [by_test[i] if t < come else None for t, i in enumerate(self._test_of)]
 
 
-def _accuracy(learner: Learner, test: _Test, rows: Labels) -> float | None:
+def _accuracy(learner: OnlineLearner, test: _Test, rows: Labels) -> float | None:
     if len(rows) == 0:
         return None
     cuts = range(0, len(rows), CHUNK)

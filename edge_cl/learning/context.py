@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-RECENT = 20  # steps for which a class that came counts as what is new
+RECENT = 200  # samples for which a class that came counts as what is new
 
 
 class Context:
@@ -19,14 +19,14 @@ class Context:
     A class takes part once it has been seen: in the loss, the Fisher and the answers. With several heads (`split`), a
     row is told apart among the classes of its label's head alone, which is task-incremental learning with one output
     layer (van de Ven & Tolias 2019). Heads need not be known beforehand; a class that none names is in the first.
-    `current` is the mask of the classes that came within the last RECENT steps.
+    `current` is the mask of the classes of the last RECENT samples or so.
     """
 
     def __init__(self, n_outputs: int, device: torch.device) -> None:
         self.device = device
         self.seen = torch.zeros(n_outputs, dtype=torch.bool)
         self.heads = torch.zeros(n_outputs, dtype=torch.int64)
-        self.warm = torch.zeros(n_outputs, dtype=torch.int64)  # steps for which a class will still be current
+        self.warm = torch.zeros(n_outputs, dtype=torch.int64)  # samples for which a class will still be current
         self.some_are_cold = False
         self.unseen = torch.empty(n_outputs, device=device)
         self.current = torch.full((n_outputs,), -torch.inf, device=device)
@@ -48,8 +48,8 @@ class Context:
         self.refresh()
 
     def come(self, labels: Tensor) -> None:
-        """Take the classes of labels (n,) as current in this step and those that follow."""
-        self.warm.sub_(1).clamp_(0)
+        """Take the classes of labels (n,) as current, for these samples and the RECENT that follow."""
+        self.warm.sub_(len(labels)).clamp_(0)
         self.warm[labels] = RECENT
         self._derive_current()
 

@@ -20,42 +20,70 @@ NEVER = -1e4  # logit of a class not seen yet: its probability is exactly 0 in f
 
 
 def graph(blueprint: Blueprint, n_classes: int) -> dict[str, Any]:
-    """The graph from raw sensor values (batch, *shape) to the probabilities of the first `n_classes` classes."""
-    chain: list[tuple[str, list[Node]]] = [("input", Standardise(blueprint.layout).nodes(blueprint.shape))]
-    shape = blueprint.standardised_shape
+    """The graph from raw sensor values (batch, *shape) to the probabilities of the first `n_classes` classes.
+
+    Where there are no classes, to the reconstruction (batch, C) and to the anomaly score (batch, 1).
+    """
+    wires = _Wires(None if blueprint.aim else blueprint.named_layers()[-1][0], n_classes)
+    flowing = wires.add("input", Standardise(blueprint.layout).nodes(blueprint.shape), "input")
+    came_from: dict[int, str] = {}
+    standardised, shape = flowing, blueprint.standardised_shape
     for name, layer in blueprint.named_layers():
-        chain.append((name, layer.nodes(shape)))
+        came_from[id(layer)] = flowing = wires.add(name, layer.nodes(shape), flowing)
         shape = layer.output_shape(shape)
-    chain.append(("probabilities", [Node("Softmax", attributes={"axis": 1})]))
-    return {
-        "opset": OPSET,
-        "input": {"name": "input", "shape": list(blueprint.shape)},
-        "output": {"name": "probabilities", "classes": n_classes},
-        **_wire(chain, head=blueprint.named_layers()[-1][0], n_classes=n_classes),
-    }
+    if blueprint.aim:
+        outputs = {"reconstruction": [blueprint.n_outputs], "score": [1]}
+        wires.rename(flowing, "reconstruction")
+        aim, shape = standardised, blueprint.standardised_shape
+        for layer in blueprint.aim:  # what the network itself begins with is there already
+            aim = came_from.get(id(layer)) or wires.add("aim", layer.nodes(shape), aim)
+            shape = layer.output_shape(shape)
+        error = [Node("Sub"), Node("Mul", takes=("", "")), Node("ReduceMean", attributes={"axes": [1], "keepdims": 1})]
+        wires.rename(wires.add("score", error, "reconstruction", aim), "score")
+    else:
+        outputs = {"probabilities": [n_classes]}
+        wires.rename(wires.add("probabilities", [Node("Softmax", attributes={"axis": 1})], flowing), "probabilities")
+    given = {"name": "input", "shape": list(blueprint.shape)}
+    return {"opset": OPSET, "input": given, "outputs": outputs, **wires.described}
 
 
-def _wire(chain: list[tuple[str, list[Node]]], head: str, n_classes: int) -> dict[str, Any]:
-    """Give every node its inputs and output; names that nodes take and give hold within their layer."""
-    nodes: list[dict[str, Any]] = []
-    weights: dict[str, list[int]] = {}
-    constants: dict[str, dict[str, Any]] = {}
-    flowing = "input"
-    for layer, layer_nodes in chain:
+class _Wires:
+    """Gives nodes their inputs and outputs; names that they take and give hold within their layer."""
+
+    def __init__(self, head: str | None, n_classes: int) -> None:
+        self.head, self.n_classes = head, n_classes
+        self.nodes: list[dict[str, Any]] = []
+        self.weights: dict[str, list[int]] = {}
+        self.constants: dict[str, dict[str, Any]] = {}
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What the graph is made of."""
+        return {"nodes": self.nodes, "weights": self.weights, "constants": self.constants}
+
+    def add(self, layer: str, nodes: list[Node], flowing: str, *others: str) -> str:
+        """Append a layer's nodes behind `flowing`, the first takes `others` as well; returns what flows from them."""
         outputs = {"x": flowing}
-        for node in layer_nodes:
+        for node in nodes:
             inputs = [outputs[name] if name else flowing for name in node.takes]
+            inputs, others = [*inputs, *others], ()
             for key, shape in node.parameters.items():
                 inputs.append(f"{layer}.{key}")
-                weights[inputs[-1]] = [n_classes, *shape[1:]] if layer == head else list(shape)
+                self.weights[inputs[-1]] = [self.n_classes, *shape[1:]] if layer == self.head else list(shape)
             for dtype, values in node.constants:
-                inputs.append(f"constant.{len(constants)}")
-                constants[inputs[-1]] = {"dtype": dtype, "values": list(values)}
-            flowing = f"h{len(nodes)}"
+                inputs.append(f"constant.{len(self.constants)}")
+                self.constants[inputs[-1]] = {"dtype": dtype, "values": list(values)}
+            flowing = f"h{len(self.nodes)}"
             outputs[node.gives] = flowing
-            nodes.append({"op": node.op, "inputs": inputs, "outputs": [flowing], "attributes": dict(node.attributes)})
-    nodes[-1]["outputs"] = ["probabilities"]
-    return {"nodes": nodes, "weights": weights, "constants": constants}
+            self.nodes.append(
+                {"op": node.op, "inputs": inputs, "outputs": [flowing], "attributes": dict(node.attributes)}
+            )
+        return flowing
+
+    def rename(self, output: str, name: str) -> None:
+        """Call the last node's output by the name of the graph's own."""
+        assert self.nodes[-1]["outputs"] == [output]
+        self.nodes[-1]["outputs"] = [name]
 
 
 def weights(network: Network, n_classes: int, seen: NDArray[np.bool_]) -> dict[str, NDArray[np.float32]]:
@@ -63,6 +91,8 @@ def weights(network: Network, n_classes: int, seen: NDArray[np.bool_]) -> dict[s
     values = {name: view.cpu().numpy() for name, view in network.arena.views.items()}
     values["input.mean"] = network.standardise.mean.cpu().numpy()
     values["input.inverse_deviation"] = network.standardise.inverse_deviation.cpu().numpy()
+    if network.blueprint.aim:
+        return values
     head = network.blueprint.named_layers()[-1][0]
     values[f"{head}.weight"] = np.where(seen[:n_classes, None], values[f"{head}.weight"][:n_classes], np.float32(0))
     values[f"{head}.bias"] = np.where(seen[:n_classes], values[f"{head}.bias"][:n_classes], np.float32(NEVER))

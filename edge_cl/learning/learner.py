@@ -8,7 +8,6 @@ Rule 3: memory is allocated in the constructor; only a step larger than the rule
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,10 @@ from edge_cl.learning.distillation import match_logits, match_teacher
 from edge_cl.learning.draws import DRAWS_BYTES
 from edge_cl.learning.network import Learnable
 from edge_cl.learning.objective import NOT_SEEN, Classification, Objective, most_likely
+from edge_cl.learning.online_learner import OnlineLearner
 from edge_cl.learning.replay import Reservoir
 from edge_cl.learning.rule import Rule, rows_of_a_step
+from edge_cl.learning.step import Step
 from edge_cl.learning.teacher import Teacher
 from edge_cl.learning.trigger import Trigger
 from edge_cl.learning.whole_gradient import WholeGradient
@@ -39,45 +40,7 @@ SETTLED = 1000  # samples; from here on one batch moves an input statistic by le
 Arrays = dict[str, NDArray[Any]]
 
 
-@dataclass(slots=True)
-class Step:
-    """What a step did: how many of the `new` samples it learnt, and what it answered before that.
-
-    z (B, C) are the outputs for all rows x of the step, the new samples first, with `labels` (B,) and each row's
-    `share` (B, 1) of the loss if some were set aside; `answered` (n or B, C) begins with the answers to the new samples
-    as they came. Classes and loss are worked out when asked for, so that a step on a GPU never waits for its own
-    answer; ask before the learner does anything else, for all of it is looked up in this step's buffers.
-    """
-
-    objective: Objective
-    new: int
-    learnt: int
-    answered: Tensor
-    z: Tensor
-    x: Tensor
-    labels: Tensor
-    share: Tensor | None
-
-    @property
-    def answers(self) -> Tensor:
-        """Answers (n, C) to the new samples before they were learnt: probabilities, or values foretold."""
-        return self.objective.answer(self.answered[: self.new])
-
-    @property
-    def predicted(self) -> NDArray[np.int64]:
-        """Classes (n,) predicted for the new samples before they were learnt; NOT_SEEN while no class was known."""
-        return most_likely(self.answers)
-
-    @property
-    def loss(self) -> float:
-        """Mean loss before the step over what it learnt, NaN if nothing was learnt."""
-        if self.learnt == 0:
-            return float("nan")
-        losses = self.objective.losses(self.z, self.x, self.labels)
-        return float(losses.mean() if self.share is None else (losses * self.share.squeeze(1)).sum())
-
-
-class Learner:
+class Learner(OnlineLearner):
     """An online learner that does not forget: experience replay, and online EWC as a proximal pull.
 
     One step on labelled samples (x, y), with each family of methods at its own place:
@@ -104,38 +67,25 @@ class Learner:
         objective: Objective | None = None,
         seed: int = 0,
     ) -> None:
-        self.network, self.replay, self.exam, self.rule = network, replay, exam, rule
-        self.device = network.arena.flat.device
-        self.objective = objective or Classification(
+        theta = network.arena.flat
+        objective = objective or Classification(
             network.n_outputs,
-            self.device,
+            theta.device,
             smoothing=rule.label_smoothing,
             asymmetric=rule.asymmetric,
             replay_labels=rule.replay_labels,
         )
-        self.anchor = Anchor(network.arena.flat)
+        trigger = Trigger(rule.trigger, rule.every_steps * rule.batch_size, theta)
+        super().__init__(network, replay, exam, rule, objective, trigger, seed=seed)
+        self.anchor = Anchor(theta)
         self.batch = Batch(rows_of_a_step(rule), replay.shape, replay.dtype, self.device, replay.n_logits)
-        self.rng = np.random.default_rng(seed)
-        self.learnt = self.steps = self.consolidations = 0
-        self.trigger = Trigger(rule.trigger, rule.every_steps, network.arena.flat)
         keeps_none = replay.capacity == 0 and rule.importance == "fisher" and rule.ewc_lambda > 0
         self._passing = torch.zeros_like(network.arena.flat) if keeps_none else None
         self._n_passed = 0
-        self.trials: list[Trial] = []  # of fewer bits a stored value, once there are samples to try them on
         self._teacher = Teacher(network) if rule.teacher else None
         self._whole = WholeGradient(network.arena.flat, rule) if rule.whole_gradient else None
         on_gpu = self.device.type == "cuda" and network.recordable and not (self._teacher or self._whole)
         self._recorded = CudaGraph(self._descend, self.device) if on_gpu else None
-
-    @property
-    def seen(self) -> Tensor:
-        """Outputs in use (C,) bool: the classes seen."""
-        return self.objective.seen
-
-    def predict(self, x: NDArray[Any]) -> NDArray[np.float32]:
-        """Probabilities (B, C) of raw samples x (B, *shape); classes not seen yet have 0."""
-        answers = self.objective.answer(self._outputs(self._there(x)))
-        return answers.nan_to_num(0.0).cpu().numpy()
 
     def open_head(self, classes: Sequence[int]) -> None:
         """Tell these classes apart among themselves only, from now on: a task of its own (task-incremental learning).
@@ -147,12 +97,6 @@ class Learner:
         self.objective.context.split(classes)
         self.objective.refresh()
 
-    def losses(self, x: NDArray[Any], y: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
-        """Loss (B,) of samples x (B, *shape), with labels y (B,) if the objective asks for them: the anomaly score."""
-        rows, labels = self._there(x), self._there(np.zeros(len(x), np.int64) if y is None else y)
-        losses: NDArray[np.float32] = self.objective.losses(self._outputs(rows), rows, labels).cpu().numpy()
-        return losses
-
     def learn(self, x: NDArray[Any], y: NDArray[np.int64]) -> Step:
         """One step on labelled samples; a share of them goes to the exam instead and is never learnt from.
 
@@ -162,8 +106,9 @@ class Learner:
         if len(x) != n:
             raise ValueError(f"y: must have a label for each of the {len(x)} samples (got {n})")
         news = self.objective.is_news(y)
+        self.labelled += n
         examined = self._set_exam_aside(x, y)
-        places = self.replay.draw(self.rule.replay_per_step)
+        places = self.replay.draw(self.rule.replayed_with(n))
         rows = self.batch.fill(x, y, self.replay, places, only_predicted=examined)
         if examined is not None:
             x, y = x[~examined], y[~examined]
@@ -193,11 +138,6 @@ class Learner:
         if self.trigger.watches or self._passing is not None:
             self._look_at_new(rows, z)
         return Step(self.objective, n, len(y), z if told is None else told, z, rows.x, rows.labels, rows.share)
-
-    @property
-    def is_due(self) -> bool:
-        """Whether it is time to consolidate."""
-        return self.trigger.is_due(self.steps)
 
     def _descend(self, x: Tensor, labels: Tensor, share: Tensor | None, stored: Tensor | None, n_new: int) -> Tensor:
         """Outputs (B, C) for the rows, then one step down their mean loss, then one towards the anchor."""
@@ -231,7 +171,7 @@ class Learner:
         if self.steps == 0:
             return 0
         live, before = self.network.arena.flat, self.trigger.before()
-        self.trigger.done(self.steps)
+        self.trigger.done(self.labelled)
         if self.replay.undecided and int(self.seen.sum()) > 1 and self.replay.size >= LEAST:
             self._decide_bits()
         most = self.rule.rehearsal_steps if most_steps is None else min(most_steps, self.rule.rehearsal_steps)
@@ -299,15 +239,6 @@ class Learner:
         if self._whole is not None:
             self._whole.protect_by(self.anchor.fisher())
 
-    def examine(self) -> dict[int, tuple[int, float]]:
-        """Samples and accuracy of each class in the exam reservoir, whose samples are never learnt from."""
-        if self.exam.size == 0:
-            return {}
-        labels = self.exam.labels[: self.exam.size]
-        x = self._there(self.exam.take(np.arange(self.exam.size)))
-        right = most_likely(self.objective.answer(self._outputs(x))) == labels
-        return {int(c): (int((labels == c).sum()), float(right[labels == c].mean())) for c in np.unique(labels)}
-
     def _rehearse(self, most: int) -> int:
         """A few passes over the reservoir with a rate that falls to zero, so that the snapshot is taken at rest.
 
@@ -325,16 +256,6 @@ class Learner:
             z = self.network.forward(rows.x)
             self._down(rows, z, self.rule.learning_rate * (1 - number / n))
         return n
-
-    def _set_exam_aside(self, x: NDArray[Any], y: NDArray[np.int64]) -> NDArray[np.bool_] | None:
-        """Give a share of the samples to the exam; says which (B,), None if none."""
-        if self.exam.capacity == 0 or self.rule.exam_share == 0:
-            return None
-        examined = self.rng.random(len(y)) < self.rule.exam_share
-        if not examined.any():
-            return None
-        self.exam.offer(x[examined], y[examined])
-        return examined
 
     def _step(self, rows: Rows) -> Tensor:
         """`_descend`, on a GPU as one recorded piece: nothing in it waits for the host."""
@@ -361,10 +282,6 @@ class Learner:
         with torch.inference_mode(), self.network.evaluating():
             return self.network.forward(x)
 
-    def _there(self, array: NDArray[Any]) -> Tensor:
-        """A copy where the network computes."""
-        return torch.tensor(array, device=self.device)
-
     @property
     def nbytes(self) -> int:
         """Bytes held: parameters, statistics, anchor, Fisher, replay, exam, and the batch that is learnt."""
@@ -380,7 +297,7 @@ class Learner:
         arrays: Arrays = {name: tensor.cpu().numpy() for name, tensor in self._tensors().items()}
         values: dict[str, Any] = {
             "rng": self.rng.bit_generator.state,
-            "counts": [self.learnt, self.steps, self.consolidations, standardise.seen],
+            "counts": [self.labelled, self.learnt, self.steps, self.consolidations, standardise.seen],
             "anchor": [anchor.scale, anchor.evidence, anchor.turn],
             "passed": self._n_passed,
             "trials": [[trial.bits, trial.extra_loss, trial.error] for trial in self.trials],
@@ -407,7 +324,7 @@ class Learner:
         for name, tensor in self._tensors().items():
             tensor.copy_(torch.from_numpy(arrays[name]))
         self.rng.bit_generator.state = values["rng"]
-        self.learnt, self.steps, self.consolidations, self.network.standardise.seen = values["counts"]
+        self.labelled, self.learnt, self.steps, self.consolidations, self.network.standardise.seen = values["counts"]
         self.anchor.scale, self.anchor.evidence, turn = values["anchor"]
         self.anchor.turn = turn % self.anchor.n_slices
         self.network.standardise.refresh()

@@ -72,7 +72,7 @@ class Classification:
     """Cross-entropy over the classes seen, with smoothed targets: ∂/∂z = p - target.
 
     The target of class c is (1 - ε) onehot(c) + ε / |seen| (Szegedy et al. 2016), over what it is told apart among.
-    `asymmetric`: new rows are told apart among the classes that have come within the last steps, so that they do not
+    `asymmetric`: new rows are told apart among the classes that have come lately, so that they do not
     push down what only replay still shows; replayed ones among all. ER-ACE (Caccia et al. 2022) takes the classes of
     the batch, which teaches nothing where a batch holds one class, as a sensor's often does. `replay_labels` is the
     weight β of the replayed rows' labels (DER++, Buzzega et al. 2020); 0 leaves them to their stored logits (DER).
@@ -185,14 +185,14 @@ class Reconstruction:
 
     def __init__(self, network: Learnable, aim: Sequence[Layer], variance: float = 1.0) -> None:
         self.network, self.aim, self.deviation = network, aim, sqrt(variance)
-        self.seen = torch.zeros(network.n_outputs, dtype=torch.bool)
+        self.seen = torch.zeros(1, dtype=torch.bool)
 
     def is_news(self, labels: NDArray[np.int64]) -> bool:
         """Whether nothing has been seen yet."""
         return not bool(self.seen.all())
 
     def meet(self, labels: NDArray[np.int64]) -> None:
-        """Every output is in use from the first sample on."""
+        """There is one class only: samples."""
         self.seen.fill_(True)
 
     def arrive(self, labels: NDArray[np.int64]) -> None:
@@ -203,7 +203,7 @@ class Reconstruction:
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint holds of it, an entry an output each."""
+        """What a checkpoint holds of it, an entry for the one class."""
         return {"seen": self.seen}
 
     @property
@@ -225,22 +225,21 @@ class Reconstruction:
 
     def delta(self, z: Tensor, x: Tensor, labels: Tensor, n_new: int) -> Tensor:
         """∂lossₙ/∂zₙ (B, C) of each row."""
-        e = (z - self._targets(x)).div_(self.deviation)
+        e = (z - self.targets(x)).div_(self.deviation)
         return e.div_(e.norm(dim=1, keepdim=True).clamp_min_(1.0).mul_(self.deviation))
 
     def losses(self, z: Tensor, x: Tensor, labels: Tensor) -> Tensor:
         """Mean squared error (B,) in standardised units: the anomaly score."""
-        return (z - self._targets(x)).square_().mean(1)
+        return (z - self.targets(x)).square_().mean(1)
 
     def fisher(self, network: Learnable, x: Tensor, labels: Tensor, kind: str, generator: torch.Generator) -> Tensor:
         """The Gaussian's Fisher diagonal (P,); `exact`, which takes a pass an output, is drawn instead."""
-        kind = "sampled" if kind == "exact" else kind
-        targets, deviation = self._targets(x), self.deviation
+        targets, kind = self.targets(x), "sampled" if kind == "exact" else kind
         return gaussian_fisher_diagonal(
-            network, x, kind=kind, deviation=deviation, targets=targets, generator=generator
+            network, x, kind=kind, deviation=self.deviation, targets=targets, generator=generator
         )
 
-    def _targets(self, x: Tensor) -> Tensor:
+    def targets(self, x: Tensor) -> Tensor:
         """What the outputs for raw samples x (B, *shape) are to equal (B, C)."""
         target = self.network.standardise.forward(x)
         for layer in self.aim:

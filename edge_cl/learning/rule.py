@@ -42,6 +42,10 @@ class Rule:
         """Whether something needs the gradient of all parameters before any of them moves."""
         return self.project or self.protect > 0 or self.importance == "path"
 
+    def replayed_with(self, n_new: int) -> int:
+        """Replayed samples of a step on `n_new` new ones: as many to each of them as in a full batch, never more."""
+        return -(-self.replay_per_step * min(n_new, self.batch_size) // self.batch_size)
+
     def __post_init__(self) -> None:
         """Raises ValueError, naming both settings, where one leaves the other nothing to do."""
         if self.project and self.replay_per_step == 0:

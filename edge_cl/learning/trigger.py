@@ -1,6 +1,6 @@
-"""When to consolidate, and what: every so many steps, or as soon as the loss shows that the stream has changed.
+"""When to consolidate, and what: every so many samples, or as soon as the loss shows that the stream has changed.
 
-Knows losses, steps and parameters. Must not know what a consolidation is.
+Knows losses, samples counted and parameters. Must not know what a consolidation is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LAG = 50  # steps: a detector has fired by then, and that much less of what was 
 
 
 class Trigger:
-    """Due when a detector (`page_hinkley`, `adwin`) has fired, or `every` steps after the last consolidation.
+    """Due when a detector (`page_hinkley`, `adwin`) has fired, or `every` samples after the last consolidation.
 
     timer: no detector; every = 0: no timer. What a detector finds has begun before it fires, so `before` gives the
     parameters from LAG to 2 LAG steps ago, which had seen none of it (docs/DESIGN.md); the timer consolidates what is
@@ -47,17 +47,17 @@ class Trigger:
             if not self.fired:
                 self._lagged.remember(theta, steps)
 
-    def is_due(self, steps: int) -> bool:
-        """Whether to consolidate after step number `steps`."""
-        return self.fired or (self.every > 0 and steps - self.last >= self.every)
+    def is_due(self, samples: int) -> bool:
+        """Whether to consolidate after so many samples."""
+        return self.fired or (self.every > 0 and samples - self.last >= self.every)
 
     def before(self) -> Tensor | None:
         """Parameters (P,) from before the change, if one was noticed and they are known."""
         return self._lagged.before() if self.fired and self._lagged is not None else None
 
-    def done(self, steps: int) -> None:
-        """It has been consolidated, after step number `steps`."""
-        self.fired, self.last = False, steps
+    def done(self, samples: int) -> None:
+        """It has been consolidated, after so many samples."""
+        self.fired, self.last = False, samples
         if self._lagged is not None:
             self._lagged.forget()
 

@@ -1,0 +1,122 @@
+"""What every online learner is: a network that answers, an exam it never learns from, and a time to consolidate.
+
+Knows network, exam, objective and trigger. Must not know how anything is learnt: learner.py and template_learner.py do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edge_cl.learning.bits import Trial
+from edge_cl.learning.network import Learnable
+from edge_cl.learning.objective import Objective, most_likely
+from edge_cl.learning.replay import Reservoir
+from edge_cl.learning.rule import Rule
+from edge_cl.learning.step import Step
+from edge_cl.learning.trigger import Trigger
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class OnlineLearner:
+    """Answers, learns in steps, consolidates when due, and sets a share of its labelled samples aside for an exam.
+
+    `labelled` samples came, of which `learnt` were learnt in `steps` steps.
+    """
+
+    def __init__(
+        self,
+        network: Learnable,
+        replay: Reservoir,
+        exam: Reservoir,
+        rule: Rule,
+        objective: Objective,
+        trigger: Trigger,
+        *,
+        seed: int,
+    ) -> None:
+        self.network, self.replay, self.exam, self.rule = network, replay, exam, rule
+        self.objective, self.trigger = objective, trigger
+        self.device = network.arena.flat.device
+        self.rng = np.random.default_rng(seed)
+        self.labelled = self.learnt = self.steps = self.consolidations = 0
+        self.trials: list[Trial] = []  # of fewer bits a stored value, once there are samples to try them on
+
+    @property
+    def seen(self) -> Tensor:
+        """Outputs in use (C,) bool: the classes seen."""
+        return self.objective.seen
+
+    def predict(self, x: NDArray[Any]) -> NDArray[np.float32]:
+        """Probabilities (B, C) of raw samples x (B, *shape); classes not seen yet have 0."""
+        answers = self.objective.answer(self._outputs(self._there(x)))
+        return answers.nan_to_num(0.0).cpu().numpy()
+
+    def losses(self, x: NDArray[Any], y: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """Loss (B,) of samples x (B, *shape), with labels y (B,) if the objective asks for them: the anomaly score."""
+        rows, labels = self._there(x), self._there(np.zeros(len(x), np.int64) if y is None else y)
+        losses: NDArray[np.float32] = self.objective.losses(self._outputs(rows), rows, labels).cpu().numpy()
+        return losses
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to consolidate."""
+        return self.trigger.is_due(self.labelled)
+
+    def examine(self) -> dict[int, tuple[int, float]]:
+        """Samples and accuracy of each class in the exam reservoir, whose samples are never learnt from."""
+        if self.exam.size == 0:
+            return {}
+        labels = self.exam.labels[: self.exam.size]
+        x = self._there(self.exam.take(np.arange(self.exam.size)))
+        right = most_likely(self.objective.answer(self._outputs(x))) == labels
+        return {int(c): (int((labels == c).sum()), float(right[labels == c].mean())) for c in np.unique(labels)}
+
+    def learn(self, x: NDArray[Any], y: NDArray[np.int64]) -> Step:
+        """One step on labelled samples x (B, *shape), y (B,)."""
+        raise NotImplementedError
+
+    def consolidate(self, *, most_steps: int | None = None) -> int:
+        """Make what was learnt last; the steps of learning that took, at most `most_steps`."""
+        raise NotImplementedError
+
+    def open_head(self, classes: Sequence[int]) -> None:
+        """Tell these classes apart among themselves only, from now on (task-incremental learning)."""
+        raise NotImplementedError
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        raise NotImplementedError
+
+    def state(self) -> tuple[Arrays, dict[str, Any]]:
+        """Arrays and plain values from which `restore` makes the same learner, bit for bit."""
+        raise NotImplementedError
+
+    def restore(self, arrays: Arrays, values: dict[str, Any]) -> None:
+        """Become the learner whose state this is. Raises ValueError, naming the array, for another model's state."""
+        raise NotImplementedError
+
+    def _outputs(self, x: Tensor) -> Tensor:
+        """Outputs (B, C) for raw samples as when deployed."""
+        raise NotImplementedError
+
+    def _set_exam_aside(self, x: NDArray[Any], y: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+        """Give a share of the samples to the exam; says which (B,), None if none."""
+        if self.exam.capacity == 0 or self.rule.exam_share == 0:
+            return None
+        examined = self.rng.random(len(y)) < self.rule.exam_share
+        if not examined.any():
+            return None
+        self.exam.offer(x[examined], y[examined])
+        return examined
+
+    def _there(self, array: NDArray[Any]) -> Tensor:
+        """A copy where the network computes."""
+        return torch.tensor(array, device=self.device)
