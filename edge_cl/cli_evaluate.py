@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from edge_cl.evaluation.evaluate import Contender, Job
     from edge_cl.evaluation.result import Result
 
-FEW: Final = 4  # results up to which each is a column, so that 80 characters hold all figures
+FEW: Final = 3  # results up to which each is a column, so that 80 characters hold all figures
+MAIN: Final = ("average", "forgetting", "prequential")  # of many results, so that a row holds them
+BASELINES: Final = ("no change", "majority")
 
 
 def evaluate(
@@ -187,23 +189,30 @@ def _bars(*, shown: bool) -> Iterator[Callable[[Job, int], None]]:
 
 
 def _results_table(results: Sequence[Result]) -> RenderableType:
-    """A row a strategy and size, a column if they are few; accuracies in percent, mean and deviation over the seeds."""
+    """A column a strategy and size, or a row with the main figures if they are many; mean and deviation over the seeds.
+
+    Accuracies in percent; the no-change and majority baselines stand beside them.
+    """
     from edge_cl.evaluation.result import scores_of
 
     scores, first = scores_of(results), results[0]
-    rows = [["", "replay", *(score.name for score in scores), "learner", "samples/s"]]
+    few = len(results) <= FEW
+    shown = scores if few else [score for score in scores if score.name in MAIN]
+    rows = [["", *(score.name for score in shown), "replay", "learner", "samples/s"]]
     for result in results:
         speed = "–" if result.samples_per_s is None else f"{result.samples_per_s:,.0f}"
         sizes = format_bytes(result.replay_bytes), format_bytes(result.learner_bytes)
-        rows.append([result.strategy, sizes[0], *(score.of(result).percent for score in scores), sizes[1], speed])
-    header, *body = list(zip(*rows, strict=True)) if len(results) <= FEW else rows
+        rows.append([result.strategy, *(score.of(result).percent for score in shown), *sizes, speed])
+    header, *body = list(zip(*rows, strict=True)) if few else rows
     parts = f"scenario {first.scenario}", f"experiences {len(first.experiences)}", f"seeds {len(first.runs)}"
     table = Table(box=None, pad_edge=False)
     for index, name in enumerate(header):
-        table.add_column(plain(name), justify="right" if index else "left", no_wrap=index == 0)
+        table.add_column(plain(name), justify="right" if index else "left", no_wrap=True)
     for cells in body:
         table.add_row(*map(plain, cells))
-    return Group(plain(", ".join((first.data, *parts, "accuracies in %"))), table)
+    baselines = [f"{score.name} {score.of(first).percent}" for score in scores if score.name in BASELINES and not few]
+    left_out = [plain(", ".join(baselines))] if baselines else []
+    return Group(plain(", ".join((first.data, *parts, "accuracies in %"))), table, *left_out)
 
 
 def _list_strategies(*, as_json: bool) -> None:

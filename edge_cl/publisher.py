@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from edge_cl.assembly import Task
 from edge_cl.config import Config
 from edge_cl.learning.graph import OPSET, graph, weights
-from edge_cl.learning.online_learner import OnlineLearner
 from edge_cl.learning.network import Network
+from edge_cl.learning.online_learner import OnlineLearner
 from edge_cl.storage.errors import DamagedFile, TemplateError
 from edge_cl.storage.shelf import Shelf
 from edge_cl.storage.snapshot import answers, fill, verify
@@ -162,7 +162,7 @@ class Publisher:
     def _output(self, label_names: tuple[str, ...]) -> dict[str, Any]:
         if not self._network.blueprint.aim:
             return {"name": "probabilities", "shape": ["batch", len(label_names)]}
-        score = {"name": "score", "shape": ["batch", 1]}  # mean squared error of the reconstruction: see docs/ANOMALY.md
+        score = {"name": "score", "shape": ["batch", 1]}  # how unlike what was learnt: docs/ANOMALY.md
         return {"name": "reconstruction", "shape": ["batch", self._network.n_outputs], "beside": score}
 
 

@@ -156,7 +156,8 @@ def test_null_and_auto_have_their_meaning() -> None:
         ("source: ''", "c.yaml:1: source: must not be empty (got '')"),
         (
             "model: {kind: cnn1}",
-            "c.yaml:1: model.kind: must be auto, mlp, cnn1d or cnn2d, did you mean cnn1d? (got 'cnn1')",
+            "c.yaml:1: model.kind: must be auto, mlp, cnn1d, cnn2d, nearest_mean, slda, slda_random, "
+            "autoencoder or predictor, did you mean cnn1d? (got 'cnn1')",
         ),
         ("exam:", "c.yaml:1: exam: must be a group of keys: share, samples (got null)"),
         ("exam: [1]", "c.yaml:1: exam: must be a group of keys: share, samples (got [1])"),

@@ -19,7 +19,7 @@ from edge_cl.learning.fisher import fisher_diagonal
 from edge_cl.learning.learner import Learner, Rule
 from edge_cl.learning.model import design
 from edge_cl.learning.network import Network
-from edge_cl.learning.objective import Classification, Reconstruction
+from edge_cl.learning.objective import Classification
 from edge_cl.learning.path_importance import PathImportance
 from edge_cl.learning.projection import project, scaled_rates
 from edge_cl.learning.replay import Reservoir
@@ -27,7 +27,7 @@ from tests.reference import autograd_gradient
 
 CPU = torch.device("cpu")
 SHAPE, CLASSES = (6,), 5
-PLAIN = Rule(label_smoothing=0.0, ewc_lambda=0.0, rehearsal_passes=0, exam_share=0.0, replay_per_step=8)
+PLAIN = Rule(batch_size=4, label_smoothing=0.0, ewc_lambda=0.0, rehearsal_passes=0, exam_share=0.0, replay_per_step=8)
 FAMILIES = {
     "er": PLAIN,
     "er-ace": replace(PLAIN, asymmetric=True),
@@ -38,7 +38,9 @@ FAMILIES = {
     "scaled rates": replace(PLAIN, protect=3.0),
     "si": replace(PLAIN, importance="path", ewc_lambda=1.0),
     "ewc": replace(PLAIN, ewc_lambda=3.0),
-    "all": Rule(asymmetric=True, stored_logits=0.1, teacher=0.2, protect=0.5, exam_share=0.1, rehearsal_passes=2),
+    "all": Rule(
+        batch_size=4, asymmetric=True, stored_logits=0.1, teacher=0.2, protect=0.5, exam_share=0.1, rehearsal_passes=2
+    ),
 }
 
 
@@ -221,16 +223,16 @@ def test_smoothed_targets_are_spread_over_what_a_row_is_told_apart_among(asymmet
     torch.testing.assert_close(delta.sum(1), torch.zeros(2), atol=1e-6, rtol=0)
 
 
-def test_a_class_is_current_for_some_steps_after_it_came() -> None:
+def test_a_class_is_current_for_some_samples_after_it_came() -> None:
     """So that a step whose samples are all of one class, as a sensor's often are, still tells it apart from others."""
     context = Context(CLASSES, CPU)
     context.meet(torch.tensor([0, 1, 2]))
     context.come(torch.tensor([0]))
-    for _ in range(RECENT - 1):
+    for _ in range(RECENT // 2 - 1):
         context.come(torch.tensor([1, 1]))
         assert (context.current == 0).tolist() == [True, True, False, False, False]
         assert context.some_are_cold
-    context.come(torch.tensor([2]))
+    context.come(torch.tensor([2, 2]))
     assert (context.current == 0).tolist() == [False, True, True, False, False]
     context.come(torch.tensor([0]))
     assert not context.some_are_cold
@@ -316,6 +318,16 @@ def test_a_step_is_one_step_down_the_family_s_loss(name: str) -> None:
     torch.testing.assert_close(learner.network.arena.flat, expected, rtol=1e-4, atol=1e-6)
 
 
+@given(st.integers(0, 50), st.integers(1, 20), st.integers(1, 60))
+def test_a_smaller_step_replays_in_proportion(per_step: int, batch_size: int, n_new: int) -> None:
+    """A source slower than a batch must not be drowned in what is old."""
+    rule = Rule(replay_per_step=per_step, batch_size=batch_size, stored_logits=0.1)
+    n = rule.replayed_with(n_new)
+    assert n <= per_step
+    assert n == per_step if n_new >= batch_size else n * batch_size < per_step * n_new + batch_size
+    assert (n > 0) == (per_step > 0)
+
+
 def test_scaled_rates_move_what_the_anchor_holds_important_less() -> None:
     learner = begun(replace(PLAIN, protect=5.0, learning_rate=0.01))
     assert learner._whole is not None
@@ -370,33 +382,3 @@ def test_a_head_that_grows_keeps_the_logits_it_stored() -> None:
     assert forgetful.replay.size == learner.replay.size
     with pytest.raises(ValueError, match=r"logits: must hold at most 5 of float16 a sample"):
         begun(FAMILIES["der++"]).replay.restore(*wider.replay.state())
-
-
-# Values instead of classes
-
-
-def test_reconstruction_is_the_gradient_of_half_the_mean_squared_error() -> None:
-    network = Network(design("mlp", SHAPE, 6, 8))
-    network.standardise.observe(torch.randn(50, 6) * 3 + 1)
-    task, x = Reconstruction(network), torch.randn(9, 6)
-    z, target = torch.randn(9, 6), network.standardise.forward(x)
-    expected = gradient_by_autograd(z, lambda z: 0.5 * (z - target).square().mean(1).sum())
-    torch.testing.assert_close(task.delta(z, x, torch.zeros(9, dtype=torch.int64), 9), expected)
-    torch.testing.assert_close(task.losses(z, x, torch.zeros(9)), (z - target).square().mean(1))
-
-
-def test_what_was_not_learnt_is_reconstructed_worse() -> None:
-    float32 = np.dtype(np.float32)
-    network = Network(design("mlp", SHAPE, 6, 8))
-    replay, exam = (Reservoir(n, SHAPE, float32, n_classes=1) for n in (50, 0))
-    rule = replace(PLAIN, ewc_lambda=3.0, rehearsal_passes=2)
-    learner = Learner(network, replay, exam, rule, objective=Reconstruction(network))
-    rng = np.random.default_rng(0)
-    basis = rng.normal(0, 1, (2, 6))
-    for _ in range(200):
-        learner.learn((rng.normal(0, 1, (10, 2)) @ basis).astype(np.float32), np.zeros(10, np.int64))
-    learner.consolidate()
-    normal = learner.losses((rng.normal(0, 1, (100, 2)) @ basis).astype(np.float32))
-    odd = learner.losses(rng.normal(0, 1, (100, 6)).astype(np.float32))
-    assert np.median(odd) > 5 * np.median(normal)
-    assert float(learner.anchor.fisher().max()) > 0

@@ -152,7 +152,7 @@ def test_arena_and_views_are_the_same_memory() -> None:
     [
         ("cnn1d", (8, 8, 3), r"cnn1d takes samples of shape \(length,\) or \(length, channels\) \(got \(8, 8, 3\)\)"),
         ("cnn2d", (8,), r"cnn2d takes samples of shape \(height, width\[, channels\]\) \(got \(8,\)\)"),
-        ("transformer", (8,), r"must be one of auto, mlp, cnn1d, cnn2d \(got transformer\)"),
+        ("transformer", (8,), r"one of auto, mlp, cnn1d, cnn2d, autoencoder, predictor \(got transformer\)"),
     ],
 )
 def test_kind_that_does_not_take_the_samples_is_refused(kind: str, shape: tuple[int, ...], message: str) -> None:

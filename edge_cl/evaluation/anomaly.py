@@ -24,10 +24,10 @@ from edge_cl.errors import OperatorError
 from edge_cl.evaluation.anomaly_result import AnomalyResult, AnomalyRun
 from edge_cl.evaluation.data import Dataset, load_dataset, mark_of
 from edge_cl.evaluation.motor import motor_dataset
-from edge_cl.learning.learner import Learner
 from edge_cl.learning.metrics import auroc, forgetting
 from edge_cl.learning.model import SELF_SUPERVISED
 from edge_cl.learning.objective import Reconstruction
+from edge_cl.learning.online_learner import OnlineLearner
 from firmware_bridge.sample import Schema
 
 MOTOR: Final = "simulated:motor"
@@ -35,6 +35,7 @@ KIND: Final = "autoencoder"  # where model.kind is auto
 CHUNK: Final = 256  # samples scored at once
 
 Scores = NDArray[np.float64]
+Scoring = Callable[[NDArray[Any]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -127,11 +128,12 @@ def run_anomaly(stream: AnomalyStream, config: Config, *, seed: int) -> AnomalyR
     faults = np.concatenate(list(stream.faults.values()))
     normal = np.concatenate([condition.test_x for condition in stream.conditions])
     learner, scores = passage.learner, passage.scores
+    baselines = _baselines(config, stream, learner, seed)
     return AnomalyRun(
         seed=seed,
         auroc=_auroc(scores(normal), scores(faults)),
         by_class={name: _auroc(scores(normal), scores(x)) for name, x in stream.faults.items()},
-        **{name: _auroc(of(normal), of(faults)) for name, of in _baselines(config, stream, learner, seed).items()},
+        **{name: _auroc(_in_chunks(of, normal), _in_chunks(of, faults)) for name, of in baselines.items()},
         curve=passage.curve,
         forgetting={how: forgetting(each.aurocs) for how, each in passages.items()},
         score_rise={how: each.score_rise for how, each in passages.items()},
@@ -149,7 +151,7 @@ class _Passage:
     after condition i was learnt.
     """
 
-    def __init__(self, stream: AnomalyStream, learner: Learner) -> None:
+    def __init__(self, stream: AnomalyStream, learner: OnlineLearner) -> None:
         self.stream, self.learner = stream, learner
         self.curve: list[tuple[int, float]] = []
         self.samples, self.compute_s = 0, 0.0
@@ -189,16 +191,14 @@ class _Passage:
         self.compute_s += time.perf_counter() - began
 
 
-def _baselines(
-    config: Config, stream: AnomalyStream, learner: Learner, seed: int
-) -> dict[str, Callable[[NDArray[Any]], Scores]]:
+def _baselines(config: Config, stream: AnomalyStream, learner: OnlineLearner, seed: int) -> dict[str, Scoring]:
     """Scores that need no learning, or none but means; all know the range of the input that the learner has seen."""
     untrained = _learner(config, stream, seed)
     standardise = untrained.network.standardise = learner.network.standardise
     objective = learner.objective
     assert isinstance(objective, Reconstruction)
-    learnt = torch.from_numpy(np.concatenate([condition.x for condition in stream.conditions]))
-    centre = torch.cat([objective.targets(part) for part in learnt.split(CHUNK)]).mean(0)
+    learnt = np.concatenate([condition.x for condition in stream.conditions])
+    centre = torch.from_numpy(_in_chunks(lambda x: objective.targets(torch.tensor(x)).numpy(), learnt).mean(0))
 
     def from_mean(x: NDArray[Any]) -> NDArray[np.float32]:
         distance: NDArray[np.float32] = (objective.targets(torch.tensor(x)) - centre).square().mean(1).numpy()
@@ -208,15 +208,14 @@ def _baselines(
         squares: NDArray[np.float32] = standardise.forward(torch.tensor(x)).square().flatten(1).mean(1).numpy()
         return squares
 
-    by = {"untrained": untrained.losses, "mean": from_mean, "energy": energy}
-    return {name: lambda x, score=score: _in_chunks(score, x) for name, score in by.items()}
+    return {"untrained": untrained.losses, "mean": from_mean, "energy": energy}
 
 
 def _auroc(normal: Scores, faults: Scores) -> float:
     return auroc(np.concatenate([normal, faults]), np.arange(len(normal) + len(faults)) >= len(normal))
 
 
-def _in_chunks(score: Callable[[NDArray[Any]], NDArray[np.float32]], x: NDArray[Any]) -> Scores:
+def _in_chunks(score: Scoring, x: NDArray[Any]) -> Scores:
     parts = [score(x[start : start + CHUNK]) for start in range(0, len(x), CHUNK)]
     return np.concatenate(parts).astype(np.float64)
 
@@ -237,7 +236,7 @@ def _label_of(data: Dataset, normal: str | None) -> int:
     raise OperatorError(f"normal: must be one of {', '.join(data.label_names)} (got {normal})")
 
 
-def _learner(config: Config, stream: AnomalyStream, seed: int) -> Learner:
+def _learner(config: Config, stream: AnomalyStream, seed: int) -> OnlineLearner:
     x = stream.conditions[0].x
     task = task_of(config, Schema(stream.data, x.dtype.name, x.shape[1:]))
     blueprint = blueprint_of(config, task)

@@ -76,7 +76,7 @@ class Rows(Layer):
 
 @cache
 def _waves(K: int, device: torch.device) -> Tensor:
-    """Cosines and sines of the F frequencies under a Hann window, (2 F, 1, K), such that white noise gives 1 in each."""
+    """Cosines and sines of the F frequencies under a Hann window of energy 1, (2 F, 1, K)."""
     window = torch.hann_window(K, device=device, dtype=torch.float64)
     window = window / window.square().sum().sqrt()
     time = torch.arange(K, device=device, dtype=torch.float64)

@@ -163,8 +163,17 @@ def _accuracy(status: Status, height: int) -> RenderableType:
         labels = ["100%", *[""] * (height - 2), "0%"]
         return (Text(f"{label:>4} ", "bright_black") + line for label, line in zip(labels, drawn, strict=True))
 
+    if status["anomaly_p50"] is not None:
+        return _anomaly(status)
     title = Text.assemble("accuracy, test-then-train: ", percent(status["prequential_accuracy"]))
     return _panel(title, _Fit(lines), subtitle=_last_answer(status))
+
+
+def _anomaly(status: Status) -> RenderableType:
+    """Without labels there is no accuracy; what counts is the latest score beside the usual one."""
+    usual, latest = status["anomaly_p50"], status["anomaly_score"]
+    line = Text.assemble(f"{latest:.4g}", (f"   in the median {usual:.4g}", "bright_black"))
+    return _panel(Text("anomaly score, before the sample is learnt"), line)
 
 
 def _last_answer(status: Status) -> Text:

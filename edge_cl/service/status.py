@@ -60,6 +60,8 @@ class Status(TypedDict):
     samples_per_s: float
     prequential_accuracy: float | None  # windowed: the share of hits in the last answers that were scored
     prequential_history: list[float]  # the same at even intervals since the start, oldest first, at most HISTORY
+    anomaly_score: float | None  # without labels: of the latest observation, before it was learnt; else null
+    anomaly_p50: float | None  # its median over the last observations
     exam: list[ExamResult]
     exam_history: list[ExamPoint]
     replay_samples: int
@@ -93,6 +95,8 @@ class Summary(TypedDict, total=False):
     steps: int
     consolidations: int
     prequential_accuracy: float | None
+    anomaly_score: float | None
+    anomaly_p50: float | None
     test_accuracy: float | None  # of the exported snapshot on the recording's test split; null without one
     exam: list[ExamResult]
     exam_history: list[ExamPoint]
@@ -115,7 +119,8 @@ def blank() -> Status:
     return {
         "state": "starting", "pid": None, "started_s": None, "updated_s": None, "source": "", "model": "",
         "label_names": [], "samples": 0, "labelled": 0, "learned": 0, "steps": 0, "consolidations": 0,
-        "samples_per_s": 0.0, "prequential_accuracy": None, "prequential_history": [], "exam": [], "exam_history": [],
+        "samples_per_s": 0.0, "prequential_accuracy": None, "prequential_history": [],
+        "anomaly_score": None, "anomaly_p50": None, "exam": [], "exam_history": [],
         "replay_samples": 0, "replay_capacity": 0, "replay_bytes": 0, "learner_bytes": 0, "budget_bytes": 0, "plan": [],
         "step_p50_ms": None, "step_p99_ms": None, "step_budget_ms": 0.0,
         "predict_p50_ms": None, "predict_p99_ms": None, "predict_budget_ms": 0.0,

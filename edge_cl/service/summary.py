@@ -39,12 +39,7 @@ def _facts(result: Summary) -> list[tuple[str, RenderableType]]:
     size, budget = result.get("learner_bytes", 0), result.get("budget_bytes", 0)
     facts: list[tuple[str, RenderableType]] = [
         ("learnt", f"{learnt}, {result.get('consolidations', 0):,} consolidations{took}"),
-        (
-            "accuracy",
-            Text.assemble(
-                percent(result.get("prequential_accuracy")), " of all answers, each given before its sample was learnt"
-            ),
-        ),
+        _answered(result),
     ]
     if result.get("exam"):
         facts.append(("forgotten", _forgotten(result)))
@@ -64,6 +59,14 @@ def _facts(result: Summary) -> list[tuple[str, RenderableType]]:
         ("dropped", drops(result.get("dropped", {}))),
         ("snapshot", Text.assemble((str(plain(result.get("snapshot") or "none")), "bold"), overflow="fold")),
     ]
+
+
+def _answered(result: Summary) -> tuple[str, RenderableType]:
+    usual = result.get("anomaly_p50")
+    if usual is not None:
+        return "anomaly", f"score {result.get('anomaly_score'):.4g} at last, {usual:.4g} in the median"
+    share = percent(result.get("prequential_accuracy"))
+    return "accuracy", Text.assemble(share, " of all answers, each given before its sample was learnt")
 
 
 def _forgotten(result: Summary) -> Text:

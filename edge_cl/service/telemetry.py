@@ -16,7 +16,7 @@ import numpy as np
 from edge_cl.service.status import HISTORY
 
 RECENT = 2048  # times kept for percentiles
-WINDOW = 500  # scored predictions in the windowed accuracy
+WINDOW = 500  # scored predictions in the windowed accuracy, anomaly scores in their median
 RATE_WINDOW_S = 5.0
 
 
@@ -43,6 +43,7 @@ class Telemetry:
         self.started = time.monotonic()
         self.samples = self.labelled = self.hits = 0
         self._recent: deque[bool] = deque(maxlen=WINDOW)
+        self._anomaly: deque[float] = deque(maxlen=WINDOW)
         self._history: list[float] = []
         self._every = 1  # scored predictions between two points of the history
         self._since = 0
@@ -61,6 +62,10 @@ class Telemetry:
             self._since += 1
             if self._since >= self._every:
                 self._note_point()
+
+    def judged(self, anomaly_score: float) -> None:
+        """One observation without a label, by how unlike those before it is."""
+        self._anomaly.append(anomaly_score)
 
     def arrived(self, n: int) -> None:
         """n observations came and were predicted."""
@@ -87,6 +92,16 @@ class Telemetry:
     def windowed_accuracy(self) -> float | None:
         """The same over the last WINDOW scored predictions."""
         return sum(self._recent) / len(self._recent) if self._recent else None
+
+    @property
+    def anomaly_score(self) -> float | None:
+        """The latest, None before the first."""
+        return self._anomaly[-1] if self._anomaly else None
+
+    @property
+    def anomaly_p50(self) -> float | None:
+        """Median of the last WINDOW."""
+        return float(np.median(self._anomaly)) if self._anomaly else None
 
     @property
     def history(self) -> list[float]:

@@ -42,23 +42,31 @@ def fill(template: Template, weights: Mapping[str, np.ndarray], metadata: Mappin
     return b"".join([*parts, model[at:], metadata_props(metadata)])
 
 
-def verify(model: bytes, x: np.ndarray, expected: np.ndarray, *, tolerance: float = 1e-5) -> float:
+def verify(
+    model: bytes, x: np.ndarray, expected: np.ndarray, *, tolerance: float = 1e-5, probabilities: bool = True
+) -> float:
     """The largest absolute difference between onnxruntime's answers and the learner's, found small enough.
 
     |a − b| ≤ tolerance · max(1, |b|) for each answer a and expected b, once with all rows as one batch and once with
-    the first row alone. x (N, …) float32, expected (N, C) probabilities, N ≥ 1. One thread.
-    Raises SnapshotMismatch if a difference is larger, an answer is not finite, a row does not sum to 1, the model has
-    external data or onnxruntime refuses it; ValueError if N is 0.
+    the first row alone. x (N, …) float32, expected (N, C) what the model gives, its outputs side by side, N ≥ 1. One
+    thread. Raises SnapshotMismatch if a difference is larger, an answer is not finite, a row of `probabilities` does
+    not sum to 1, the model has external data or onnxruntime refuses it; ValueError if N is 0.
     """
     if len(x) == 0:
         raise ValueError("x: nothing to compare with (0 rows)")
     _refuse_external_data(model)
     session = _session(model)
-    return max(_difference(_answer(session, x[:n]), expected[:n], tolerance) for n in (1, len(x)))
+    given = [_answer(session, x[:n]) for n in (1, len(x))]
+    if probabilities:
+        _check_sums(given[-1])
+    return max(_difference(answer, expected[: len(answer)], tolerance) for answer in given)
 
 
 def answers(model: bytes, x: np.ndarray, *, batch: int = 256) -> np.ndarray:
-    """onnxruntime's probabilities (N, C) for raw samples x (N, …) float32, with one thread. Raises SnapshotMismatch."""
+    """What the model gives (N, C) for raw samples x (N, …) float32, by onnxruntime with one thread.
+
+    Outputs side by side, the score of one without classes last. Raises SnapshotMismatch.
+    """
     session = _session(model)
     return np.concatenate([_answer(session, x[start : start + batch]) for start in range(0, len(x), batch)])
 
@@ -97,10 +105,15 @@ def _session(model: bytes) -> "onnxruntime.InferenceSession":
 
 def _answer(session: "onnxruntime.InferenceSession", x: np.ndarray) -> np.ndarray:
     try:
-        (answer,) = session.run(None, {session.get_inputs()[0].name: x})
+        outputs = session.run(None, {session.get_inputs()[0].name: x})
     except Exception as exc:  # as above
         raise SnapshotMismatch(f"onnxruntime does not run the model: {exc}") from exc
-    return np.asarray(answer, dtype=np.float64)
+    return np.concatenate(outputs, axis=1, dtype=np.float64)
+
+
+def _check_sums(answer: np.ndarray) -> None:
+    if np.abs(answer.sum(axis=1) - 1).max() > _ROW_SUM_TOLERANCE:
+        raise SnapshotMismatch("the model's answers are no probabilities: a row does not sum to 1")
 
 
 def _difference(answer: np.ndarray, expected: np.ndarray, tolerance: float) -> float:
@@ -108,8 +121,6 @@ def _difference(answer: np.ndarray, expected: np.ndarray, tolerance: float) -> f
         raise SnapshotMismatch(f"the model answers {answer.shape}, the learner {expected.shape}")
     if not np.isfinite(answer).all():
         raise SnapshotMismatch("the model's answer is not finite")
-    if np.abs(answer.sum(axis=1) - 1).max() > _ROW_SUM_TOLERANCE:
-        raise SnapshotMismatch("the model's answers are no probabilities: a row does not sum to 1")
     difference = np.abs(answer - expected)
     largest = float(difference.max())
     # "not all ≤" rather than "any >": a NaN in expected must not pass

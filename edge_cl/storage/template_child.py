@@ -5,7 +5,7 @@ under `python -I` from any folder. The request is {"path": the parent's sys.path
 
     opset      17
     input      {"name", "shape"}: float32, the batch dimension 'batch' is put in front
-    output     {"name", "classes"}: float32, (batch, classes)
+    outputs    {name: shape}: float32, the batch dimension as well
     nodes      [{"op", "inputs", "outputs", "attributes"}], ONNX's own names
     weights    {name: shape}: float32, written anew at each snapshot
     constants  {name: {"dtype", "values"}}
@@ -87,13 +87,16 @@ def describe(graph: dict[str, Any]) -> "onnx.ModelProto":
         numpy_helper.from_array(np.array(constant["values"], constant["dtype"]), name)
         for name, constant in graph["constants"].items()
     ]
-    given, asked = graph["input"], graph["output"]
+    given = graph["input"]
     return helper.make_model(
         helper.make_graph(
             nodes,
             "edge_cl",
             [helper.make_tensor_value_info(given["name"], TensorProto.FLOAT, ["batch", *given["shape"]])],
-            [helper.make_tensor_value_info(asked["name"], TensorProto.FLOAT, ["batch", asked["classes"]])],
+            [
+                helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape])
+                for name, shape in graph["outputs"].items()
+            ],
             weights + constants,
         ),
         opset_imports=[helper.make_opsetid("", graph["opset"])],
