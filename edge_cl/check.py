@@ -19,8 +19,8 @@ from edge_cl import assembly
 from edge_cl.budget import LEAST_REPLAY, Plan
 from edge_cl.config import Config
 from edge_cl.errors import BudgetExceeded, OperatorError
-from edge_cl.learning.online_learner import OnlineLearner
 from edge_cl.learning.model import Blueprint
+from edge_cl.learning.online_learner import OnlineLearner
 from edge_cl.service.telemetry import Timings
 from edge_cl.storage.checkpoint import CheckpointStore
 from edge_cl.storage.state_dir import check_state_dir

@@ -44,7 +44,8 @@ def evaluate(
     scenario: Annotated[
         str,
         typer.Option(
-            metavar="class|task|domain|stream", help="What an experience is; stream: test, then train, as filed."
+            metavar="class|task|domain|stream|anomaly",
+            help="What an experience is; stream: test, then train, as filed; anomaly: only normal samples are learnt.",
         ),
     ] = "class",
     experiences: Annotated[
@@ -68,6 +69,7 @@ def evaluate(
     missing_labels: Annotated[
         float, typer.Option(min=0, max=1, metavar="P", help="Part of them that never come.")
     ] = 0.0,
+    normal: Annotated[str | None, typer.Option(metavar="CLASS", help="Of anomaly: the class that is learnt.")] = None,
     strategy: Annotated[
         str | None, typer.Option(metavar="NAME", help="One of --list; default: as `run` has it.")
     ] = None,
@@ -102,13 +104,20 @@ def evaluate(
         return
     if data is None:
         raise typer.BadParameter("name a recording, IDX files, or digits", param_hint="DATA")
+    chosen = {"model.kind": model, "model.width": hidden, "model.depth": depth}
+    settings = [f"{key}={value}" for key, value in chosen.items() if value is not None]
+    if scenario == "anomaly":
+        idle = {"--strategy": strategy, "--compare": compare, "--report": report, "--limit": limit}
+        _refuse([name for name, given in idle.items() if given is not None], "scenario anomaly")
+        _anomaly(data, normal, order, config, [*settings, *(overrides or [])], seeds, as_json=as_json)
+        return
+    _refuse(["--normal"] if normal is not None else [], f"scenario {scenario}")
     from edge_cl.evaluation.evaluate import Request
     from edge_cl.evaluation.evaluate import evaluate as evaluated
     from edge_cl.evaluation.report import prepare, write_report
     from edge_cl.evaluation.result import comparison
     from edge_cl.evaluation.streams import Scenario
 
-    chosen = {"model.kind": model, "model.width": hidden, "model.depth": depth}
     request = Request(
         source=data,
         scenario=Scenario(
@@ -123,13 +132,7 @@ def evaluate(
             noise=label_noise,
             missing=missing_labels,
         ),
-        contenders=_contenders(
-            strategy,
-            compare,
-            config,
-            [f"{key}={value}" for key, value in chosen.items() if value is not None],
-            overrides or [],
-        ),
+        contenders=_contenders(strategy, compare, config, settings, overrides or []),
         replay_bytes=tuple(_sizes(replay_bytes or [])),
         replay_samples=tuple(replay_samples or []),
         label_delay=label_delay,
@@ -146,6 +149,45 @@ def evaluate(
         show_data(results[0].as_json() if len(results) == 1 and compare is None else comparison(results))
     else:
         draw(_results_table(results))
+
+
+def _anomaly(
+    source: str,
+    normal: str | None,
+    within: str | None,
+    config: Path | None,
+    overrides: Sequence[str],
+    seeds: int,
+    *,
+    as_json: bool,
+) -> None:
+    """Learn the normal state only, and score the faults."""
+    from edge_cl.evaluation.anomaly import evaluate_anomaly
+
+    chosen = configuration.resolve(config, overrides).config
+    columns = TextColumn("seeds"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("seeds", total=seeds)
+        result = evaluate_anomaly(
+            source,
+            chosen,
+            normal=normal,
+            within=within,
+            seeds=seeds,
+            on_progress=lambda done: progress.update(task, completed=done),
+        )
+    if as_json:
+        show_data(result.as_json())
+        return
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, figure in result.table():
+        table.add_row(plain(name), plain(figure))
+    draw(table)
+
+
+def _refuse(options: Sequence[str], where: str) -> None:
+    if options:
+        raise OperatorError(f"{', '.join(options)}: not for {where}", hint="leave it out, or take another scenario")
 
 
 def _contenders(

@@ -121,13 +121,26 @@ class Publisher:
             raise
 
     def _probes(self) -> NDArray[Any]:
-        """Half real samples, half random ones over the range that each channel has shown."""
-        replay = self._learner.replay
-        real = replay.take(np.linspace(0, replay.size - 1, min(replay.size, MOST_LOOKED_AT)).astype(np.int64))
-        positions = tuple(range(real.ndim - 1))
-        low, high = real.min(positions).astype(np.float64), real.max(positions).astype(np.float64)  # (C,)
+        """Half real samples, half random ones over the range each channel has shown; all random if none is held."""
+        held = self._learner.replay if self._learner.replay.size else self._learner.exam
+        real = held.take(np.linspace(0, held.size - 1, min(held.size, MOST_LOOKED_AT)).astype(np.int64))
+        if len(real):
+            positions = tuple(range(real.ndim - 1))
+            low, high = real.min(positions).astype(np.float64), real.max(positions).astype(np.float64)  # (C,)
+        else:
+            low, high = self._usual_range()
         drawn = np.random.default_rng(PROBE_SEED).uniform(low, high, (PROBES // 2, *self._task.shape))
         return np.concatenate([real[: PROBES // 2], drawn.astype(self._task.dtype)])
+
+    def _usual_range(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Within three deviations of each channel's mean, as far as the sensor's dtype reaches."""
+        standardise, dtype = self._network.standardise, self._task.dtype
+        mean, spread = standardise.mean.double().cpu().numpy(), 3 * standardise.variance.double().sqrt().cpu().numpy()
+        least, most = -np.inf, np.inf
+        if dtype.kind in "iu":
+            limits = np.iinfo(dtype.name)
+            least, most = limits.min, limits.max
+        return np.clip(mean - spread, least, most), np.clip(mean + spread, least, most)
 
     def _facts(self, label_names: tuple[str, ...], exam: dict[int, tuple[int, float]]) -> dict[str, Any]:
         """What metadata and manifest say: what goes in, what comes out, and what it was made of."""

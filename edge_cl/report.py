@@ -14,6 +14,7 @@ from pathlib import Path
 
 from edge_cl.budget import Plan
 from edge_cl.config import Config
+from edge_cl.learning.bits import Trial
 from edge_cl.learning.online_learner import OnlineLearner
 from edge_cl.publisher import Publisher
 from edge_cl.service.status import ExamPoint, State, Status, Summary, blank, write_status
@@ -48,6 +49,7 @@ class Report:
     predicted: int | None = None
     true: int | None = None
     _faults: set[str] = field(default_factory=set)
+    _bits_told: bool = field(default=False, init=False)
     _looked: float = 0.0
     _written: float = 0.0
 
@@ -71,6 +73,9 @@ class Report:
         }
         self.exam_history.append(point)
         self.message = f"consolidation {self.learner.consolidations} at step {self.learner.steps:,}"
+        if self.learner.trials and not self._bits_told:
+            self._bits_told = True
+            self.say(_told(self.learner.trials, self.learner.replay.bits))
         if len(self.exam_history) > MOST_EXAM_POINTS:
             del self.exam_history[1::2]  # bounded for ever; the newest points stay the densest
 
@@ -120,6 +125,8 @@ class Report:
                 "replay_bytes": learner.replay.nbytes,
                 "learner_bytes": self.learner_bytes,
                 "budget_bytes": self.planned.budget_bytes,
+                "replay_bits": learner.replay.bits,
+                "bits_tried": [(trial.bits, trial.extra_loss, trial.error) for trial in learner.trials],
                 "plan": [{"part": part.name, "bytes": part.nbytes} for part in self.planned.parts],
                 "step_p50_ms": telemetry.step.percentile(50),
                 "step_p99_ms": telemetry.step.percentile(99),
@@ -186,3 +193,9 @@ class Report:
             with suppress(OSError):  # a full disk: the checkpoint's own failure is what gets said
                 write_status(self.folder, status)
         self.on_status(status)
+
+
+def _told(trials: list[Trial], bits: int | None) -> str:
+    """What was found out about fewer bits a stored value, and what follows from it."""
+    tried = ", ".join(f"{trial.bits} bits cost {trial.extra_loss:.4f} nats" for trial in trials)
+    return f"replay: {tried}; a value is kept {f'in {bits} bits' if bits else 'as the sensor makes it'}"

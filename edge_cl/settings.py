@@ -356,7 +356,7 @@ class BudgetSettings(Group):
         description="99 of 100 answers take at most this many milliseconds. Higher leaves room for a wider model.",
     )
     consolidation_ms: Milliseconds = Field(
-        default=2000.0,
+        default=10_000.0,
         gt=0,
         le=600_000,
         allow_inf_nan=False,

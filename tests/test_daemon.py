@@ -244,6 +244,33 @@ def test_a_stopped_run_goes_on_to_the_same_learner_bit_for_bit(
     assert_same_learner(state, played.state)
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("replay.samples=0", "exam.share=0"),
+        ("model.kind=slda",),
+        ("model.kind=nearest_mean", "exam.share=0"),
+        ("consolidation.trigger=page_hinkley", "distillation.teacher=0.5", "learning.protect=1"),
+    ],
+    ids=["nothing kept", "templates", "templates and nothing kept", "every door"],
+)
+def test_every_kind_of_learner_publishes_and_goes_on_bit_for_bit(
+    recording: Path, tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
+    source = f"recording:{recording}"
+    whole = run(tmp_path / "whole", source, *overrides)
+    run_and_stop_at(130, tmp_path / "cut", source, *overrides)
+    rest = run(tmp_path / "cut", source, *overrides)
+    assert whole["snapshot"]
+    assert counted(rest) == counted(whole)
+    assert_same_learner(tmp_path / "whole", tmp_path / "cut")
+    assert whole["test_accuracy"] is not None
+    assert whole["test_accuracy"] > 0.5
+    if "replay.samples=0" in overrides:
+        arrays = saved(tmp_path / "whole").arrays
+        assert len(arrays["replay.items"]) == len(arrays["exam.items"]) == 0
+
+
 def test_a_smaller_batch_than_what_waited_is_learnt_at_once(played: Played, tmp_path: Path) -> None:
     state = tmp_path / "state"
     run_and_stop_at(9, state, played.source)

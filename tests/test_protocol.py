@@ -40,7 +40,8 @@ class Rote:
         self.known: list[tuple[int, int]] = []
         self.batches: list[list[int]] = []
         self.steps = self.consolidations = 0
-        self.replay = SimpleNamespace(nbytes=7, size=3)
+        self.replay = SimpleNamespace(nbytes=7, size=3, bits=None)
+        self.trials: list[Any] = []
         self.nbytes = 11
 
     def predict(self, x: np.ndarray) -> np.ndarray:

@@ -6,11 +6,11 @@
 
 fashion   Split-Fashion-MNIST, classes two by two, an MLP of 256 hidden units
 cifar     Split-CIFAR-10, classes two by two
-gtsrb     traffic signs in time order: a domain for each track number. The file holds class after class, and numbers the
-          tracks of each anew; played by number, every sign is approached in its own time and the classes come mixed,
-          until only those with many tracks are left. As a `stream` it would be 43 classes, one after another
-har       UCI HAR by subject, and by class
-cwru      CWRU bearing faults by load, and by class
+gtsrb     traffic signs in time order, domains of six track numbers each. The file holds class after class and numbers
+          the tracks of each anew. Played by number, each sign is approached in its own time and the classes come mixed,
+          until only those with many tracks are left; as a `stream` it would be 43 classes one after another
+har       UCI HAR by subject, and by class, scored on other subjects
+cwru      CWRU bearing faults by load, and by class; the latter scored on what comes last of each, the higher loads
 
 default, er, er-ace and der++ keep 627,200 bytes of old samples, the bytes of 200 float32 images of 28x28; labels and
 logits count. nearest-mean and slda keep none; what they hold is in the column `learner`. slda-random has as many random
@@ -96,7 +96,12 @@ PARTS = {
         Study("Split-CIFAR-10", "cifar10_10k.npz", Scenario("class", experiences=5), strategies=WITHOUT_RAW_SLDA),
     ),
     "gtsrb": (
-        Study("GTSRB by track", "gtsrb_tracks.npz", Scenario("domain", order="track"), strategies=WITHOUT_RAW_SLDA),
+        Study(
+            "GTSRB by track",
+            "gtsrb_tracks.npz",
+            Scenario("domain", experiences=10, order="track"),
+            strategies=WITHOUT_RAW_SLDA,
+        ),
     ),
     "har": (
         Study("UCI HAR by subject", "uci_har.npz", Scenario("domain", order="subject")),
@@ -207,6 +212,7 @@ def bar(title: str, runs: int) -> Iterator[Callable[[Job, int], None]]:
 def table(study: Study, chosen: dict[str, tuple[str, ...]], results: Sequence[Result]) -> Table:
     """A row a strategy: mean and deviation over the seeds in percent, bytes, speed; below it what was chosen."""
     first, ahead = results[0], best(results)
+    size = f"{len(first.experiences)} experiences, {first.ends[-1]:,} samples, seeds {len(first.runs)}"
     settings = ", ".join(f"{name} {' '.join(value.partition('.')[2] for value in own)}" for name, own in chosen.items())
     lines = (
         f"best average of a stream: {ahead.strategy}",
@@ -214,7 +220,7 @@ def table(study: Study, chosen: dict[str, tuple[str, ...]], results: Sequence[Re
         f"chosen on training samples: {settings or 'nothing'}",
     )
     drawn = Table(
-        title=f"{study.name}, {len(first.experiences)} experiences, {first.ends[-1]:,} samples, seeds {len(first.runs)}",
+        title=f"{study.name}, {size}",
         title_justify="left",
         caption="\n".join(lines),
         caption_justify="left",

@@ -197,16 +197,21 @@ def _baselines(config: Config, stream: AnomalyStream, learner: OnlineLearner, se
     standardise = untrained.network.standardise = learner.network.standardise
     objective = learner.objective
     assert isinstance(objective, Reconstruction)
-    learnt = np.concatenate([condition.x for condition in stream.conditions])
-    centre = torch.from_numpy(_in_chunks(lambda x: objective.targets(torch.tensor(x)).numpy(), learnt).mean(0))
+
+    def targets(x: NDArray[Any]) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = objective.targets(torch.tensor(x, device=learner.device)).cpu().numpy()
+        return found
+
+    centre = _in_chunks(targets, np.concatenate([condition.x for condition in stream.conditions])).mean(0)
 
     def from_mean(x: NDArray[Any]) -> NDArray[np.float32]:
-        distance: NDArray[np.float32] = (objective.targets(torch.tensor(x)) - centre).square().mean(1).numpy()
+        distance: NDArray[np.float32] = np.square(targets(x) - centre).mean(1).astype(np.float32)
         return distance
 
     def energy(x: NDArray[Any]) -> NDArray[np.float32]:
-        squares: NDArray[np.float32] = standardise.forward(torch.tensor(x)).square().flatten(1).mean(1).numpy()
-        return squares
+        squares = standardise.forward(torch.tensor(x, device=learner.device)).square().flatten(1)
+        found: NDArray[np.float32] = squares.mean(1).cpu().numpy()
+        return found
 
     return {"untrained": untrained.losses, "mean": from_mean, "energy": energy}
 

@@ -23,8 +23,8 @@ from edge_cl.evaluation.labels import delayed
 from edge_cl.evaluation.run import Run
 from edge_cl.evaluation.scoring import Scoring, chosen
 from edge_cl.evaluation.stream import UNLABELLED, Experience
-from edge_cl.learning.online_learner import OnlineLearner
 from edge_cl.learning.metrics import Majority, NoChange, Prequential, lowest_old_accuracy
+from edge_cl.learning.online_learner import OnlineLearner
 
 CURVE_POINTS = 200  # of the prequential curve
 
@@ -143,6 +143,8 @@ class _Passage:
             majority=self.hits["majority"] / scored if scored else None,
             replay_bytes=self.learner.replay.nbytes,
             replay_samples=self.learner.replay.size,
+            replay_bits=self.learner.replay.bits,
+            bits_tried=[(trial.bits, trial.extra_loss, trial.error) for trial in self.learner.trials],
             learner_bytes=self.learner.nbytes,
             compute_s=self.compute_s,
             samples=self.samples,

@@ -5,7 +5,7 @@ Knows neither learner nor stream; what several runs give together is in result.p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class Run:
     lowest_old_accuracy   the worst mean accuracy on the experiences learnt before, at any point of the curve
     no_change, majority   prequential accuracy of the baselines, which get their labels as late as the learner does
     replay_bytes, replay_samples, learner_bytes    what the learner held at the end
+    replay_bits           bits of a stored value; None: as the sensor made it
+    bits_tried            if they were found out: bits, extra loss in nats a sample, its standard error
     compute_s             seconds within predict, learn and consolidate, for all `samples` of the stream
     """
 
@@ -41,3 +43,5 @@ class Run:
     compute_s: float
     samples: int
     consolidations: int
+    replay_bits: int | None = None
+    bits_tried: list[tuple[int, float, float]] = field(default_factory=list)

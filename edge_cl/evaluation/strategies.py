@@ -26,7 +26,11 @@ PLAIN: Final = (
 )
 WITHOUT_REPLAY: Final = (*PLAIN, "replay.samples=0", "replay.per_step=0", "exam.share=0")
 # Without replay a slower rate forgets less, and what is anchored should end where the stream changes.
-ANCHORED: Final = ("learning.learning_rate=0.02", "consolidation.trigger=page_hinkley", "consolidation.every_steps=2000")
+ANCHORED: Final = (
+    "learning.learning_rate=0.02",
+    "consolidation.trigger=page_hinkley",
+    "consolidation.every_steps=2000",
+)
 
 
 @dataclass(frozen=True)

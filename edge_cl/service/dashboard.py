@@ -213,6 +213,8 @@ def _memory(status: Status, *, legend: bool) -> RenderableType:
     replay = (
         f"replay {status['replay_samples']:,}/{status['replay_capacity']:,}, {format_bytes(status['replay_bytes'])}"
     )
+    if status["replay_bits"]:
+        replay += f", {status['replay_bits']} bits a value"
     rss = f"process {format_bytes(status['rss_bytes'])}, most {format_bytes(status['rss_peak_bytes'])}"
     return _panel(
         title,

@@ -65,6 +65,8 @@ class Status(TypedDict):
     exam: list[ExamResult]
     exam_history: list[ExamPoint]
     replay_samples: int
+    replay_bits: int | None  # of a stored value; null: as the sensor made it
+    bits_tried: list[tuple[int, float, float]]  # bits, extra loss in nats a sample, its standard error
     replay_capacity: int
     replay_bytes: int
     learner_bytes: int
@@ -121,6 +123,7 @@ def blank() -> Status:
         "label_names": [], "samples": 0, "labelled": 0, "learned": 0, "steps": 0, "consolidations": 0,
         "samples_per_s": 0.0, "prequential_accuracy": None, "prequential_history": [],
         "anomaly_score": None, "anomaly_p50": None, "exam": [], "exam_history": [],
+        "replay_bits": None, "bits_tried": [],
         "replay_samples": 0, "replay_capacity": 0, "replay_bytes": 0, "learner_bytes": 0, "budget_bytes": 0, "plan": [],
         "step_p50_ms": None, "step_p99_ms": None, "step_budget_ms": 0.0,
         "predict_p50_ms": None, "predict_p99_ms": None, "predict_budget_ms": 0.0,
