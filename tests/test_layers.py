@@ -213,7 +213,7 @@ def test_nothing_runs_what_it_reads() -> None:
         ("firmware_bridge.x", "import torch", "forbidden"),
         ("firmware_bridge.x", "from edge_cl.errors import EdgeError", "up or sideways"),
         ("edge_cl.daemon", "import onnx", "only in edge_cl.storage.template_child"),
-        ("edge_cl.daemon", "from rich.console import Console", "only in edge_cl.cli, edge_cl.service"),
+        ("edge_cl.daemon", "from rich.console import Console", "only in edge_cl.cli, edge_cl.cli_evaluate"),
         ("edge_cl.daemon", "from . import config", "whole name"),
         ("edge_cl.daemon", "from edge_cl.nowhere import x", "no floor"),
     ],

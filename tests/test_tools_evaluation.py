@@ -66,12 +66,12 @@ def market(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def signs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with something like traffic signs: class after class, each with ten tracks numbered from 0."""
-    x, y = signals(360)
+    x, y = signals(180)
     rows = np.argsort(y, kind="stable")
     x, y = x[rows], y[rows]
-    track = np.concatenate([np.arange(n) * 10 // n for n in np.bincount(y)])
+    track = np.concatenate([np.minimum(np.arange(n) * 12 // n, 9) for n in np.bincount(y)])
     folder = tmp_path_factory.mktemp("signs")
-    test_x, test_y = signals(60, seed=1)
+    test_x, test_y = signals(30, seed=1)
     save(folder / "gtsrb_tracks.npz", x_train=x, y_train=y, track_train=track, x_test=test_x, y_test=test_y)
     return folder
 
@@ -101,18 +101,31 @@ def test_bench_stream_scores_everyone_at_once_and_late(market: Path) -> None:
         assert all(0 < one["accuracy"] < 1 and one["samples_per_s"] > 0 for one in scores.values())
 
 
-def test_bench_stream_draws_a_table_without_the_forest(market: Path) -> None:
-    done = run("bench_stream.py", "--data", str(market), "--limit", "50", "--no-forest")
-    assert done.returncode == 0, done.stderr
-    assert "100 late" in done.stdout
-    assert "Hoeffding" in done.stdout
-    assert "forest" not in done.stdout
+def test_bench_stream_draws_a_table_without_the_forest(
+    bench: ModuleType, market: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["", "--data", str(market), "--limit", "50", "--no-forest"])
+    assert bench.main() == 0
+    drawn = capsys.readouterr().out
+    assert "100 late" in drawn
+    assert "Hoeffding" in drawn
+    assert "forest" not in drawn
 
 
-def test_bench_stream_refuses_what_not_every_contender_takes() -> None:
-    done = run("bench_stream.py", "--data", "digits")
-    assert done.returncode == 1
-    assert "digits: must be vectors (N, D) with the labels 0 and 1 (got (1797, 8, 8, 1), 10 labels)" in done.stderr
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--data", "digits"], r"digits: must be vectors .* \(got \(1797, 8, 8, 1\), 10 labels\); take elec2"),
+        (["--data", "none.npz"], "none.npz: no such file"),
+        (["--limit", "0"], "limit: must be at least 1"),
+    ],
+)
+def test_bench_stream_refuses_what_not_every_contender_takes(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch, options: list[str], said: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["", *options])
+    with pytest.raises(SystemExit, match=said):
+        bench.main()
 
 
 @pytest.mark.parametrize("late", [0, 1, LATE])
@@ -135,7 +148,8 @@ def test_our_learner_is_scored_as_edge_cl_evaluate_does(bench: ModuleType, marke
 
 
 def test_compare_families_gives_every_method_the_same_bytes(compare: ModuleType, signs: Path) -> None:
-    done = run("compare_families.py", "--part", "gtsrb", "--data", str(signs), "--seeds", "1", "--json")
+    options = ["--part", "gtsrb", "--data", str(signs), "--seeds", "1", "--limit", "10", "--json"]
+    done = run("compare_families.py", *options)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     (study,) = found["studies"].values()
@@ -155,10 +169,12 @@ def test_compare_families_gives_every_method_the_same_bytes(compare: ModuleType,
         assert set(study["chosen"][name]) <= {*results[name]["settings"], "learning.learning_rate=0.1"}
 
 
-def test_compare_families_says_which_recording_is_missing(tmp_path: Path) -> None:
-    done = run("compare_families.py", "--part", "cwru", "--data", str(tmp_path))
-    assert done.returncode == 1
-    assert f"{tmp_path / 'cwru_bearing.npz'}: no such file" in done.stderr
+def test_compare_families_says_which_recording_is_missing(
+    compare: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["", "--part", "cwru", "--data", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"cwru_bearing.npz: no such file"):
+        compare.main()
 
 
 @pytest.mark.parametrize("within", [None, "track"])

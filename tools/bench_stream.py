@@ -35,6 +35,7 @@ from edge_cl.evaluation.data import Dataset, load_dataset
 from edge_cl.evaluation.evaluate import Job, contender_of, run_job
 from edge_cl.evaluation.labels import delayed
 from edge_cl.evaluation.streams import Scenario
+from firmware_bridge.errors import BadRecording
 
 ELEC2 = Path(__file__).parents[2] / "shared/data/elec2.npz"
 OURS, FOREST = "edge_cl default", "river adaptive random forest of 10"
@@ -70,7 +71,7 @@ def main() -> int:
         data = vectors(str(options.data), scenario)
         names = [OURS, *(name for name in RIVER if name != FOREST or not options.no_forest)]
         found = {delay: measure(str(options.data), data, scenario, names, delay) for delay in (0, options.label_delay)}
-    except EdgeError as exc:
+    except (EdgeError, BadRecording) as exc:
         sys.exit(f"{exc}; {exc.hint}" if exc.hint else str(exc))
     n = len(data.y[: options.limit])
     if options.json:
@@ -138,13 +139,13 @@ def theirs(model: Classifier, data: Dataset, limit: int | None, delay: int, repo
 
 
 def now_and_then(report: Report) -> Report:
-    """The same, but told of every hundredth part only."""
-    told = 0.0
+    """The same, but told of each hundredth part only."""
+    told = 0
 
     def seldom(share: float) -> None:
         nonlocal told
-        if share >= told + 0.01:
-            told = share
+        if int(100 * share) > told:
+            told = int(100 * share)
             report(share)
 
     return seldom

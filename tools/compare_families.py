@@ -47,6 +47,7 @@ from edge_cl.evaluation.evaluate import Contender, Job, Request, contender_of, e
 from edge_cl.evaluation.result import SCORES, Result, comparison
 from edge_cl.evaluation.streams import Scenario
 from edge_cl.units import format_bytes
+from firmware_bridge.errors import BadRecording
 from firmware_bridge.sources.split import split_by_time
 
 DATA = Path(__file__).parents[2] / "shared/data"
@@ -134,7 +135,7 @@ def main() -> int:
             found[study.name] = {"chosen": chosen, "best": best(results).strategy, **figures(results)}
             if not options.json:
                 Console().print(table(study, chosen, results), "")
-    except EdgeError as exc:
+    except (EdgeError, BadRecording) as exc:
         sys.exit(f"{exc}; {exc.hint}" if exc.hint else str(exc))
     if options.json:
         print(json.dumps({"replay_bytes": REPLAY_BYTES, "studies": found}))
