@@ -378,6 +378,21 @@ def test_label_outside_the_outputs_is_refused_and_nothing_moves(label: int) -> N
     assert learner.replay.size == 0
 
 
+@pytest.mark.parametrize(
+    ("passes", "most", "expected"), [(3, None, 6), (3, 4, 4), (3, 0, 0), (0, None, 0), (1000, None, 300)]
+)
+def test_a_rehearsal_takes_the_passes_it_should_and_no_more_steps_than_it_may(
+    passes: int, most: int | None, expected: int
+) -> None:
+    """60 samples in cuts of 32 are two steps a pass; the rule's own limit is 300."""
+    learner = make_learner(replace(RULE, rehearsal_passes=passes, ewc_lambda=0.0))
+    learn_stretch(learner, 0, 100)
+    before = learner.network.arena.flat.clone()
+    assert learner.consolidate(most_steps=most) == expected
+    assert learner.consolidations == 1
+    assert torch.equal(learner.network.arena.flat, before) == (expected == 0)
+
+
 def test_consolidating_nothing_is_harmless() -> None:
     learner = make_learner()
     learner.consolidate()

@@ -18,8 +18,7 @@ features as make its covariance those bytes. slda on the raw colour images is le
 iid is one pass over everything shuffled, so not a method for a stream.
 
 --tune, which is the default, chooses the comparators' learning rate, and der++'s weight of logits, on the last tenth of
-each class of the training split, with seed 0, once for all seeds. Neither the default nor any choice sees the test
-split before it is scored on it.
+each class of the training split, with seed 0, once for all seeds. No choice made here sees the test split.
 """
 
 from __future__ import annotations

@@ -212,7 +212,7 @@ class Learner(OnlineLearner):
             self._passing.zero_()
             self._n_passed = 0
             return importance
-        if self.replay.size == 0:  # and nobody asks, for there is no pull
+        if self.replay.size == 0 or (self.rule.ewc_lambda == 0 and self.rule.protect == 0):  # nobody asks
             return torch.zeros_like(self.network.arena.flat)
         generator = torch.Generator(self.device).manual_seed(int(self.rng.integers(2**63)))
         places = self.replay.shuffled()[: self.rule.fisher_samples]
