@@ -94,9 +94,16 @@ def _fill(learner: OnlineLearner, task: assembly.Task, rng: np.random.Generator)
     """Bring it to where it will spend its life: replay full, an anchor to be pulled to."""
     while not bool(learner.seen.all()):  # the exam may take some, and what replay is offered must be known
         learner.learn(*_samples(task, learner.rule.batch_size, rng))
+    _fill_replay(learner, task, rng)
+    learner.consolidate()  # which may find out that fewer bits serve, and make room
+    _fill_replay(learner, task, rng)
+
+
+def _fill_replay(learner: OnlineLearner, task: assembly.Task, rng: np.random.Generator) -> None:
+    n_logits = learner.replay.n_logits
     while learner.replay.size < learner.replay.capacity:
-        learner.replay.offer(*_samples(task, 256, rng))
-    learner.consolidate()
+        x, y = _samples(task, 256, rng)
+        learner.replay.offer(x, y, np.zeros((len(y), n_logits), np.float32) if n_logits else None)
 
 
 def _restore(learner: OnlineLearner, state: Path, task: assembly.Task, model: str) -> None:

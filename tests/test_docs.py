@@ -26,7 +26,7 @@ from edge_cl.cli import app
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PICTURES = [ROOT / "docs" / "img" / name for name in ("run.svg", "summary.svg")]
 PICTURE_BYTES = 150_000
 

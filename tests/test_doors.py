@@ -336,6 +336,19 @@ def test_scaled_rates_move_what_the_anchor_holds_important_less() -> None:
     assert float(learner._whole.rates.min()) < 0.5
 
 
+def test_rates_are_scaled_where_no_sample_is_kept_too() -> None:
+    """There is no pull and no replay memory, and yet the Fisher is asked for."""
+    rule = replace(PLAIN, protect=5.0, replay_per_step=0)
+    none = (Reservoir(0, SHAPE, np.dtype(np.float32), n_classes=CLASSES) for _ in range(2))
+    learner = Learner(Network(design("mlp", SHAPE, CLASSES, 8)), *none, rule)
+    for step in range(30):
+        learner.learn(*blobs([0, 1, 2, 0], seed=step))
+    learner.consolidate()
+    assert learner._whole is not None
+    assert learner._whole.rates is not None
+    assert float(learner._whole.rates.min()) < 0.5
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_learns_new_classes_and_comes_back_bit_for_bit(name: str) -> None:
     one = begun(FAMILIES[name])

@@ -386,7 +386,8 @@ def test_a_rehearsal_takes_the_passes_it_should_and_no_more_steps_than_it_may(
 ) -> None:
     """60 samples in cuts of 32 are two steps a pass; the rule's own limit is 300."""
     learner = make_learner(replace(RULE, rehearsal_passes=passes, ewc_lambda=0.0))
-    learn_stretch(learner, 0, 100)
+    for label in (0, 1):
+        learn_stretch(learner, label, 50)
     before = learner.network.arena.flat.clone()
     assert learner.consolidate(most_steps=most) == expected
     assert learner.consolidations == 1

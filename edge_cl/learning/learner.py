@@ -79,8 +79,8 @@ class Learner(OnlineLearner):
         super().__init__(network, replay, exam, rule, objective, trigger, seed=seed)
         self.anchor = Anchor(theta)
         self.batch = Batch(rows_of_a_step(rule), replay.shape, replay.dtype, self.device, replay.n_logits)
-        keeps_none = replay.capacity == 0 and rule.importance == "fisher" and rule.ewc_lambda > 0
-        self._passing = torch.zeros_like(network.arena.flat) if keeps_none else None
+        in_passing = replay.capacity == 0 and rule.measures_fisher
+        self._passing = torch.zeros_like(network.arena.flat) if in_passing else None
         self._n_passed = 0
         self._teacher = Teacher(network) if rule.teacher else None
         self._whole = WholeGradient(network.arena.flat, rule) if rule.whole_gradient else None
@@ -212,7 +212,7 @@ class Learner(OnlineLearner):
             self._passing.zero_()
             self._n_passed = 0
             return importance
-        if self.replay.size == 0 or (self.rule.ewc_lambda == 0 and self.rule.protect == 0):  # nobody asks
+        if self.replay.size == 0 or not self.rule.measures_fisher:
             return torch.zeros_like(self.network.arena.flat)
         generator = torch.Generator(self.device).manual_seed(int(self.rng.integers(2**63)))
         places = self.replay.shuffled()[: self.rule.fisher_samples]

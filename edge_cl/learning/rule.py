@@ -42,6 +42,11 @@ class Rule:
         """Whether something needs the gradient of all parameters before any of them moves."""
         return self.project or self.protect > 0 or self.importance == "path"
 
+    @property
+    def measures_fisher(self) -> bool:
+        """Whether something asks for the Fisher: the anchor's pull, or the rates that it scales."""
+        return self.importance == "fisher" and (self.ewc_lambda > 0 or self.protect > 0)
+
     def replayed_with(self, n_new: int) -> int:
         """Replayed samples of a step on `n_new` new ones: as many to each of them as in a full batch, never more."""
         return -(-self.replay_per_step * min(n_new, self.batch_size) // self.batch_size)
@@ -65,5 +70,5 @@ def method_bytes(rule: Rule, n_parameters: int, *, keeps_none: bool) -> int:
     Whole tensors of all parameters in float32, and half of one for each of the trigger's two copies.
     """
     whole = rule.whole_gradient + rule.project + (rule.protect > 0) + 2 * (rule.importance == "path")
-    passing = keeps_none and rule.importance == "fisher" and rule.ewc_lambda > 0
+    passing = keeps_none and rule.measures_fisher
     return 4 * n_parameters * (whole + (rule.teacher > 0) + passing + (rule.trigger != "timer"))
