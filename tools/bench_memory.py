@@ -44,7 +44,7 @@ CONSOLIDATIONS = 10  # in the steps that are measured
 BATCHES = 64  # made once: making them must not be what grows
 NAMED = 5
 SCHEMA = Schema("bench", "int16", (128,), label_names=("a", "b", "c", "d", "e", "f"))
-SETTINGS = ("model.kind=mlp", "replay.samples=null", "consolidation.rehearsal_passes=1")  # replay fills the budget
+SETTINGS = ("model.kind=mlp", "replay.memory_bytes=null", "consolidation.rehearsal_passes=1")  # replay fills the budget
 CONTRACT = ("planned_bytes", "allocated_bytes", "rss_growth_mb", "steps")
 PAGE = resource.getpagesize()
 
