@@ -231,6 +231,12 @@ class DistillationSettings(Group):
         description="Weight of matching the logits stored with each replayed sample (dark experience replay); 0: none "
         "are stored. More forgets less and corrects old mistakes slower; two bytes a class and stored sample.",
     )
+    refresh: bool = Field(
+        default=True,
+        description="true: the logits are those of the last consolidation, and a sample has none until then; false: "
+        "those of its arrival (as in the paper), which hold back a network that knew little then. true takes a pass "
+        "over the replay memory at each consolidation.",
+    )
     replay_labels: Real = Field(
         default=1.0,
         ge=0,

@@ -17,6 +17,7 @@ PLAIN: Final = (
     "replay.asymmetric=false",
     "replay.bits=null",
     "distillation.logits=0",
+    "distillation.refresh=false",
     "distillation.replay_labels=1",
     "distillation.teacher=0",
     "learning.projection=none",

@@ -33,7 +33,7 @@ from edge_cl.learning.whole_gradient import WholeGradient
 
 __all__ = ["NOT_SEEN", "Learner", "Rule", "Step", "most_likely", "rows_of_a_step"]
 
-TRIED = 256  # samples that tell how few bits serve
+TRIED = 256  # samples that tell how few bits serve; and so many are answered at once
 PASSING = 5  # steps from one whose new samples tell the Fisher to the next, where no samples are kept
 SETTLED = 1000  # samples; from here on one batch moves an input statistic by less than a hundredth
 
@@ -128,7 +128,8 @@ class Learner(OnlineLearner):
         new = z[: rows.n_new]
         if self.replay.n_logits:
             kept = new if examined is None or len(new) == len(y) else new[torch.from_numpy(~examined)]
-            self.replay.offer(x, y, self.objective.keepsake(kept).cpu().numpy())
+            logits = self.objective.keepsake(kept).cpu().numpy()
+            self.replay.offer(x, y, np.full_like(logits, np.nan) if self.rule.refresh_logits else logits)
         else:
             self.replay.offer(x, y)
         self._observe(x)
@@ -177,6 +178,7 @@ class Learner(OnlineLearner):
         most = self.rule.rehearsal_steps if most_steps is None else min(most_steps, self.rule.rehearsal_steps)
         if before is None:
             rehearsed = self._rehearse(most)
+            self._refresh_logits()
             self._move_anchor()
             return rehearsed
         if bool(live.isfinite().all()):
@@ -184,7 +186,9 @@ class Learner(OnlineLearner):
             live.copy_(before)
             self._move_anchor()
             live.copy_(now)
-        return self._rehearse(most)
+        rehearsed = self._rehearse(most)
+        self._refresh_logits()
+        return rehearsed
 
     def _decide_bits(self) -> None:
         """Find out on the samples held how few bits a stored value may have, and keep as many more of them."""
@@ -256,6 +260,15 @@ class Learner(OnlineLearner):
             z = self.network.forward(rows.x)
             self._down(rows, z, self.rule.learning_rate * (1 - number / n))
         return n
+
+    def _refresh_logits(self) -> None:
+        """Store what is answered now, at rest, beside every sample held: those at its arrival knew less."""
+        if not (self.replay.n_logits and self.rule.refresh_logits):
+            return
+        for start in range(0, self.replay.size, TRIED):
+            places = np.arange(start, min(start + TRIED, self.replay.size))
+            z = self._outputs(self._there(self.replay.take(places)))
+            self.replay.store_logits(places, self.objective.keepsake(z).cpu().numpy())
 
     def _step(self, rows: Rows) -> Tensor:
         """`_descend`, on a GPU as one recorded piece: nothing in it waits for the host."""

@@ -120,6 +120,10 @@ class Reservoir:
         """Logits (n, n_logits) that came with the samples at those places; NaN if they came without."""
         return self.logits[places].astype(np.float32)
 
+    def store_logits(self, places: NDArray[np.int64], logits: NDArray[np.floating[Any]]) -> None:
+        """Put other logits (n, n_logits) beside the samples at those places."""
+        self.logits[places] = logits.clip(-LARGEST_LOGIT, LARGEST_LOGIT)
+
     def offer(self, x: NDArray[Any], y: NDArray[np.int64], logits: NDArray[np.floating[Any]] | None = None) -> None:
         """Show it the samples x (B, *shape) with labels y (B,), in order; the policy decides what each replaces.
 
