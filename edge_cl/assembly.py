@@ -196,7 +196,7 @@ def rule_of(config: Config) -> Rule:
         replay_per_step=config.replay.per_step,
         asymmetric=config.replay.asymmetric,
         stored_logits=config.distillation.logits,
-        refresh_logits=config.distillation.refresh,
+        logits_at_arrival=config.distillation.logits_from == "arrival",
         replay_labels=config.distillation.replay_labels,
         teacher=config.distillation.teacher,
         temperature=config.distillation.temperature,

@@ -231,11 +231,10 @@ class DistillationSettings(Group):
         description="Weight of matching the logits stored with each replayed sample (dark experience replay); 0: none "
         "are stored. More forgets less and corrects old mistakes slower; two bytes a class and stored sample.",
     )
-    refresh: bool = Field(
-        default=True,
-        description="true: the logits are those of the last consolidation, and a sample has none until then; false: "
-        "those of its arrival (as in the paper), which hold back a network that knew little then. true takes a pass "
-        "over the replay memory at each consolidation.",
+    logits_from: Literal["consolidation", "arrival"] = Field(
+        default="consolidation",
+        description="consolidation: a sample's logits are those of the first consolidation after it came, when its "
+        "class is known, and until then it has none; arrival: those of its arrival, as in the paper. Equal cost.",
     )
     replay_labels: Real = Field(
         default=1.0,

@@ -31,8 +31,8 @@ PLAIN = Rule(batch_size=4, label_smoothing=0.0, ewc_lambda=0.0, rehearsal_passes
 FAMILIES = {
     "er": PLAIN,
     "er-ace": replace(PLAIN, asymmetric=True),
-    "der": replace(PLAIN, stored_logits=0.3, refresh_logits=False, replay_labels=0.0),
-    "der++": replace(PLAIN, stored_logits=0.3, refresh_logits=False, replay_labels=0.5),
+    "der": replace(PLAIN, stored_logits=0.3, logits_at_arrival=True, replay_labels=0.0),
+    "der++": replace(PLAIN, stored_logits=0.3, logits_at_arrival=True, replay_labels=0.5),
     "lwf": replace(PLAIN, teacher=0.7),
     "a-gem": replace(PLAIN, project=True),
     "scaled rates": replace(PLAIN, protect=3.0),
@@ -382,8 +382,8 @@ def test_logits_of_the_first_task_are_still_matched_in_the_third() -> None:
     assert np.isnan(of_first[:, 2:]).all()
 
 
-def test_refreshed_logits_are_those_of_the_last_consolidation() -> None:
-    """A sample that came since has none, and one that came before is held to what was known at rest."""
+def test_a_sample_gets_its_logits_at_the_first_consolidation_after_it_came_and_keeps_them() -> None:
+    """Until then it has none: at its arrival a new class was not known yet."""
     learner = begun(replace(PLAIN, stored_logits=0.1, rehearsal_passes=2))
     everything = np.arange(learner.replay.size)
     stored = learner.replay.stored_logits(everything)
@@ -391,9 +391,12 @@ def test_refreshed_logits_are_those_of_the_last_consolidation() -> None:
     np.testing.assert_allclose(stored[:, :3], z[:, :3], rtol=2e-3, atol=2e-3)
     assert np.isnan(stored[:, 3:]).all()
     learner.learn(*blobs([3, 3, 4, 4], seed=9))
-    since = np.flatnonzero(learner.replay.labels[: learner.replay.size] >= 3)
-    assert len(since)
-    assert np.isnan(learner.replay.stored_logits(since)).all()
+    labels = learner.replay.labels[: learner.replay.size].copy()
+    assert np.isnan(learner.replay.stored_logits(np.flatnonzero(labels >= 3))).all()
+    learner.consolidate()
+    after = learner.replay.stored_logits(everything)
+    np.testing.assert_array_equal(after[labels < 3], stored[labels < 3])
+    assert np.isfinite(after[labels >= 3]).all()
 
 
 def test_a_head_that_grows_keeps_the_logits_it_stored() -> None:

@@ -122,12 +122,14 @@ def main() -> int:
     parser.add_argument("--limit", type=int, metavar="N", help="training samples of an experience (all)")
     parser.add_argument("--tune", action=argparse.BooleanOptionalAction, default=True, help="else all learn at 0.1")
     parser.add_argument("--data", type=Path, default=DATA, metavar="DIR", help="where the recordings are")
+    parser.add_argument("--only", metavar="A,B", help="these strategies and no others")
     parser.add_argument("--json", action="store_true", help="the last line of stdout is one JSON object")
     options = parser.parse_args()
     found: dict[str, Any] = {}
     try:
         for study in (one for part, own in PARTS.items() if options.part in (part, "all") for one in own):
-            study = replace(study, scenario=replace(study.scenario, limit=options.limit))
+            only = tuple(options.only.split(",")) if options.only else study.strategies
+            study = replace(study, scenario=replace(study.scenario, limit=options.limit), strategies=only)
             source = str(options.data / study.file)
             chosen = tuned(study, source) if options.tune else {}
             results = compared(study, source, chosen, seeds=options.seeds)

@@ -129,7 +129,7 @@ class Learner(OnlineLearner):
         if self.replay.n_logits:
             kept = new if examined is None or len(new) == len(y) else new[torch.from_numpy(~examined)]
             logits = self.objective.keepsake(kept).cpu().numpy()
-            self.replay.offer(x, y, np.full_like(logits, np.nan) if self.rule.refresh_logits else logits)
+            self.replay.offer(x, y, logits if self.rule.logits_at_arrival else np.full_like(logits, np.nan))
         else:
             self.replay.offer(x, y)
         self._observe(x)
@@ -178,7 +178,7 @@ class Learner(OnlineLearner):
         most = self.rule.rehearsal_steps if most_steps is None else min(most_steps, self.rule.rehearsal_steps)
         if before is None:
             rehearsed = self._rehearse(most)
-            self._refresh_logits()
+            self._store_logits()
             self._move_anchor()
             return rehearsed
         if bool(live.isfinite().all()):
@@ -187,7 +187,7 @@ class Learner(OnlineLearner):
             self._move_anchor()
             live.copy_(now)
         rehearsed = self._rehearse(most)
-        self._refresh_logits()
+        self._store_logits()
         return rehearsed
 
     def _decide_bits(self) -> None:
@@ -261,12 +261,13 @@ class Learner(OnlineLearner):
             self._down(rows, z, self.rule.learning_rate * (1 - number / n))
         return n
 
-    def _refresh_logits(self) -> None:
-        """Store what is answered now, at rest, beside every sample held: those at its arrival knew less."""
-        if not (self.replay.n_logits and self.rule.refresh_logits):
+    def _store_logits(self) -> None:
+        """Store what is answered now, at rest, beside every sample that came since: by now its class is known."""
+        if self.replay.n_logits == 0 or self.rule.logits_at_arrival:
             return
-        for start in range(0, self.replay.size, TRIED):
-            places = np.arange(start, min(start + TRIED, self.replay.size))
+        since = np.isnan(self.replay.logits[: self.replay.size]).all(1).nonzero()[0]
+        for start in range(0, len(since), TRIED):
+            places = since[start : start + TRIED]
             z = self._outputs(self._there(self.replay.take(places)))
             self.replay.store_logits(places, self.objective.keepsake(z).cpu().numpy())
 

@@ -23,7 +23,7 @@ class Rule:
     fisher_samples: int = 200
     # 3 functional regularisation
     stored_logits: float = 0.0
-    refresh_logits: bool = True
+    logits_at_arrival: bool = False
     replay_labels: float = 1.0
     teacher: float = 0.0
     temperature: float = 2.0
