@@ -248,7 +248,7 @@ def test_a_stopped_run_goes_on_to_the_same_learner_bit_for_bit(
     "overrides",
     [
         ("replay.samples=0", "exam.share=0"),
-        ("model.kind=slda",),
+        ("model.kind=slda_random", "model.width=64"),
         ("model.kind=nearest_mean", "exam.share=0"),
         ("consolidation.trigger=page_hinkley", "distillation.teacher=0.5", "learning.protect=1"),
     ],
