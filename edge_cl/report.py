@@ -126,7 +126,7 @@ class Report:
                 "learner_bytes": self.learner_bytes,
                 "budget_bytes": self.planned.budget_bytes,
                 "replay_bits": learner.replay.bits,
-                "bits_tried": [(trial.bits, trial.extra_loss, trial.error) for trial in learner.trials],
+                "bits_tried": [[trial.bits, trial.extra_loss, trial.error] for trial in learner.trials],
                 "plan": [{"part": part.name, "bytes": part.nbytes} for part in self.planned.parts],
                 "step_p50_ms": telemetry.step.percentile(50),
                 "step_p99_ms": telemetry.step.percentile(99),

@@ -66,7 +66,7 @@ class Status(TypedDict):
     exam_history: list[ExamPoint]
     replay_samples: int
     replay_bits: int | None  # of a stored value; null: as the sensor made it
-    bits_tried: list[tuple[int, float, float]]  # bits, extra loss in nats a sample, its standard error
+    bits_tried: list[list[float]]  # bits, extra loss in nats a sample, its standard error
     replay_capacity: int
     replay_bytes: int
     learner_bytes: int
