@@ -38,7 +38,8 @@ HALVES = Scenario("class", experiences=2)
 @cache
 def on_digits(strategy: str, scenario: Scenario) -> Run:
     """What `edge-cl evaluate digits --model mlp` finds out, all of it on samples that are held out."""
-    contender = contender_of(strategy, before=["model.kind=mlp"])
+    quick = ["learning.learning_rate=0.1"]  # digits are few
+    contender = contender_of(strategy, before=["model.kind=mlp"], after=quick)
     return run_job(Job("digits", scenario, contender, 0, 0, 1500), lambda share: None)
 
 
