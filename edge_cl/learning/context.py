@@ -1,4 +1,4 @@
-"""Which classes a row is told apart among: those seen, those of its own head, or those of the batch it came with.
+"""Which classes a row is told apart among: those seen, those of its own head, or those that came lately.
 
 Knows class indices. Must not know networks, samples or losses.
 """
@@ -36,11 +36,6 @@ class Context:
     def knows(self, classes: Iterable[int]) -> bool:
         """Whether all of them have been seen."""
         return self._seen.issuperset(classes)
-
-    @property
-    def n_seen(self) -> int:
-        """Classes seen so far."""
-        return len(self._seen)
 
     def meet(self, labels: Tensor) -> None:
         """Take the classes of labels (n,) as seen."""

@@ -1,6 +1,6 @@
 """The learner: predict, learn, consolidate. The one file that knows how network, replay, anchor and exam meet.
 
-Rule 1: a step reads top to bottom, each family of methods at its own line (`learn`, `_descend`, `_whole_gradient`).
+Rule 1: a step reads top to bottom, each family of methods at its own line (`learn`, `_descend`, `_down`).
 Rule 2: everything random comes from generators in the state, but for a dropout in a user's module; no clock, no file.
 Rule 3: memory is allocated in the constructor; only a step larger than the rule says makes the batch grow, once.
 """
@@ -23,7 +23,7 @@ from edge_cl.learning.distillation import match_logits, match_teacher
 from edge_cl.learning.draws import DRAWS_BYTES
 from edge_cl.learning.network import Learnable
 from edge_cl.learning.objective import NOT_SEEN, Classification, Objective, most_likely
-from edge_cl.learning.online_learner import OnlineLearner
+from edge_cl.learning.online_learner import Arrays, OnlineLearner, part_of
 from edge_cl.learning.replay import Reservoir
 from edge_cl.learning.rule import Rule, rows_of_a_step
 from edge_cl.learning.step import Step
@@ -36,8 +36,6 @@ __all__ = ["NOT_SEEN", "Learner", "Rule", "Step", "most_likely", "rows_of_a_step
 TRIED = 256  # samples that tell how few bits serve; and so many are answered at once
 PASSING = 5  # steps from one whose new samples tell the Fisher to the next, where no samples are kept
 SETTLED = 1000  # samples; from here on one batch moves an input statistic by less than a hundredth
-
-Arrays = dict[str, NDArray[Any]]
 
 
 class Learner(OnlineLearner):
@@ -329,12 +327,7 @@ class Learner(OnlineLearner):
         The rows of new classes start as this learner's own did, and no anchor holds them. Raises ValueError, naming the
         array, for another model's state.
         """
-        if len(arrays.get("seen", self.seen)) < len(self.seen):
-            arrays = arrays | self._widened(arrays)
-        for name, tensor in self._tensors().items():
-            if name not in arrays or arrays[name].shape != tuple(tensor.shape):
-                got = arrays[name].shape if name in arrays else "nothing"
-                raise ValueError(f"{name}: must have shape {tuple(tensor.shape)} (got {got})")
+        arrays = self._fitting(arrays)
         for name, tensor in self._tensors().items():
             tensor.copy_(torch.from_numpy(arrays[name]))
         self.rng.bit_generator.state = values["rng"]
@@ -346,23 +339,18 @@ class Learner(OnlineLearner):
         self._follow_anchor()
         self._n_passed, self.trials = values["passed"], [Trial(*numbers) for numbers in values["trials"]]
         for name, part in (("replay", self.replay), ("exam", self.exam), ("trigger", self.trigger)):
-            part.restore(
-                {k.removeprefix(f"{name}."): v for k, v in arrays.items() if k.startswith(f"{name}.")}, values[name]
-            )
+            part.restore(part_of(arrays, name), values[name])
 
     def _widened(self, arrays: Arrays) -> Arrays:
-        """What of a state depends on the number of classes, as this learner with its wider head has it."""
         n, theta = len(arrays["seen"]), self.network.arena.flat.cpu()
         rests = {
             "parameters": theta,
             "anchor.theta": theta.half(),
             "anchor.fisher_codes": torch.zeros(len(theta), dtype=self.anchor.codes.dtype),
         }
-        wide = {name: self.network.widened(torch.from_numpy(arrays[name]), n, rest) for name, rest in rests.items()}
-        for name, tensor in self.objective.state.items():
-            wide[name] = torch.zeros_like(tensor)
-            wide[name][:n] = torch.from_numpy(arrays[name])
-        return {name: tensor.numpy() for name, tensor in wide.items()}
+        return {
+            name: self.network.widened(torch.from_numpy(arrays[name]), n, rest).numpy() for name, rest in rests.items()
+        }
 
     def _tensors(self) -> dict[str, Tensor]:
         standardise = self.network.standardise

@@ -107,6 +107,28 @@ class OnlineLearner:
         """Outputs (B, C) for raw samples as when deployed."""
         raise NotImplementedError
 
+    def _tensors(self) -> dict[str, Tensor]:
+        """The tensors of its state, live."""
+        raise NotImplementedError
+
+    def _widened(self, arrays: Arrays) -> Arrays:
+        """The parameters of a state with fewer classes, and what is of their order, as this wider network has them."""
+        raise NotImplementedError
+
+    def _fitting(self, arrays: Arrays) -> Arrays:
+        """A state with room for all classes. Raises ValueError, naming an array that still differs."""
+        n = len(arrays.get("seen", self.seen))
+        if n < len(self.seen):
+            wide = {name: np.zeros(len(tensor), arrays[name].dtype) for name, tensor in self.objective.state.items()}
+            for name, array in wide.items():
+                array[:n] = arrays[name]
+            arrays = arrays | self._widened(arrays) | wide
+        for name, tensor in self._tensors().items():
+            if name not in arrays or arrays[name].shape != tuple(tensor.shape):
+                got = arrays[name].shape if name in arrays else "nothing"
+                raise ValueError(f"{name}: must have shape {tuple(tensor.shape)} (got {got})")
+        return arrays
+
     def _set_exam_aside(self, x: NDArray[Any], y: NDArray[np.int64]) -> NDArray[np.bool_] | None:
         """Give a share of the samples to the exam; says which (B,), None if none."""
         if self.exam.capacity == 0 or self.rule.exam_share == 0:
@@ -120,3 +142,8 @@ class OnlineLearner:
     def _there(self, array: NDArray[Any]) -> Tensor:
         """A copy where the network computes."""
         return torch.tensor(array, device=self.device)
+
+
+def part_of(arrays: Arrays, part: str) -> Arrays:
+    """The arrays of one part of a state, under the part's own names."""
+    return {key.removeprefix(f"{part}."): array for key, array in arrays.items() if key.startswith(f"{part}.")}

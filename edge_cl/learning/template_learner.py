@@ -22,7 +22,7 @@ from edge_cl.learning.learner import SETTLED
 from edge_cl.learning.model import KERNEL, Blueprint, choose_kind, mlp
 from edge_cl.learning.network import Network
 from edge_cl.learning.objective import Classification
-from edge_cl.learning.online_learner import OnlineLearner
+from edge_cl.learning.online_learner import Arrays, OnlineLearner, part_of
 from edge_cl.learning.pooling import LogVariancePool
 from edge_cl.learning.prototypes import NearestMean
 from edge_cl.learning.replay import Reservoir
@@ -32,8 +32,6 @@ from edge_cl.learning.trigger import Trigger
 
 FIXED_AFTER = 100  # samples: random features of statistics that moved on would be others than those in the templates
 NEWS = 0.01  # share of all samples that have come since the head was worked out; from here on it is again
-
-Arrays = dict[str, NDArray[Any]]
 
 
 def template_blueprint(shape: Shape, n_outputs: int, n_features: int) -> Blueprint:
@@ -155,13 +153,8 @@ class TemplateLearner(OnlineLearner):
 
         Raises ValueError, naming the array, for another model's state.
         """
-        if len(arrays.get("seen", self.seen)) < len(self.seen):
-            arrays = arrays | self._widened(arrays)
-        for name, tensor in self._tensors().items():
-            if name not in arrays or arrays[name].shape != tuple(tensor.shape):
-                got = arrays[name].shape if name in arrays else "nothing"
-                raise ValueError(f"{name}: must have shape {tuple(tensor.shape)} (got {got})")
-        self.templates.restore(_of(arrays, "templates"))
+        arrays = self._fitting(arrays)
+        self.templates.restore(part_of(arrays, "templates"))
         for name, tensor in self._tensors().items():
             tensor.copy_(torch.from_numpy(arrays[name]))
         self.rng.bit_generator.state = values["rng"]
@@ -170,7 +163,7 @@ class TemplateLearner(OnlineLearner):
         self.trigger.restore({}, values["trigger"])
         standardise.refresh()
         self.objective.refresh()
-        self.exam.restore(_of(arrays, "exam"), values["exam"])
+        self.exam.restore(part_of(arrays, "exam"), values["exam"])
 
     def _teach(self, x: Tensor, features: Tensor, labels: Tensor, news: bool) -> None:
         """Take features (B, D) of the samples x with labels (B,) into the templates, and x into the statistics."""
@@ -235,13 +228,8 @@ class TemplateLearner(OnlineLearner):
         self._since = 0
 
     def _widened(self, arrays: Arrays) -> Arrays:
-        """What of a state depends on the number of classes, as this learner with its wider head has it."""
         n, theta = len(arrays["seen"]), self.network.arena.flat.cpu()
-        wide = {"parameters": self.network.widened(torch.from_numpy(arrays["parameters"]), n, theta)}
-        for name, tensor in self.objective.state.items():
-            wide[name] = torch.zeros_like(tensor)
-            wide[name][:n] = torch.from_numpy(arrays[name])
-        return {name: tensor.numpy() for name, tensor in wide.items()}
+        return {"parameters": self.network.widened(torch.from_numpy(arrays["parameters"]), n, theta).numpy()}
 
     def _tensors(self) -> dict[str, Tensor]:
         standardise = self.network.standardise
@@ -251,8 +239,3 @@ class TemplateLearner(OnlineLearner):
             "standardise.variance": standardise.variance,
             **self.objective.state,
         }
-
-
-def _of(arrays: Arrays, part: str) -> Arrays:
-    """The arrays of one part, under its own names."""
-    return {key.removeprefix(f"{part}."): array for key, array in arrays.items() if key.startswith(f"{part}.")}
