@@ -4,7 +4,8 @@
 # make venv    only the virtual environment; each of the above makes it if it is missing or out of date
 # make peers   one more, .venv-peers: Avalanche, for tools/bench_step.py and bench_fisher.py to compare with
 #
-# Variables: PYTHON=path, TORCH_INDEX=URL (see tools/make-venv), SAMPLES=frames and SPEED=times-real-time for `make run`.
+# Variables: PYTHON=path, TORCH_INDEX=URL (see tools/make-venv), SAMPLES=frames and SPEED=times-real-time for `make run`,
+# JOBS=processes for `make test`.
 
 # The board sends SAMPLES frames at SPEED times real time and then falls silent: together they make the minute, and
 # each state lasts long enough to be watched. It consolidates about once a state, so that the exam shows one more class
@@ -13,6 +14,8 @@ SAMPLES ?= 48000
 SPEED ?= 8
 FOR_SHOW := -s consolidation.every_steps=15 -s exam.share=0.1
 DEMO := run
+# Test files side by side; each process needs some 500 MB.
+JOBS ?= 2
 
 export PYTHON TORCH_INDEX
 # `python -m` and not the scripts in .venv/bin: those hold the folder's full path and break when it is moved.
@@ -39,7 +42,7 @@ run: $(FOR_RUN)
 	  $(FOR_SHOW)
 
 test: $(FOR_DEV)
-	@$(VENV_PYTHON) -m pytest
+	@$(VENV_PYTHON) -m pytest -n $(JOBS) --dist loadfile
 
 check: $(FOR_DEV)
 	@$(VENV_PYTHON) -m ruff check .

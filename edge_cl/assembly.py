@@ -7,23 +7,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 
+from edge_cl.backbone_file import load_backbone
 from edge_cl.budget import Plan, plan
 from edge_cl.config import Config
 from edge_cl.errors import OperatorError
+from edge_cl.learning.graph import graph, module_graph
 from edge_cl.learning.learner import Learner
-from edge_cl.learning.model import SELF_SUPERVISED, Blueprint, design
-from edge_cl.learning.network import Network
+from edge_cl.learning.model import SELF_SUPERVISED, Blueprint, design, layout_of
+from edge_cl.learning.network import Learnable, Network
 from edge_cl.learning.objective import Reconstruction
 from edge_cl.learning.online_learner import OnlineLearner
+from edge_cl.learning.outline import ModuleOutline, Outline
 from edge_cl.learning.prototypes import NearestMean, StreamingLDA
 from edge_cl.learning.replay import Reservoir
 from edge_cl.learning.rule import Rule, method_bytes, rows_of_a_step
 from edge_cl.learning.template_learner import TemplateLearner, template_blueprint
+from edge_cl.learning.torch_network import TorchNetwork
+from edge_cl.modules import load_network
 from firmware_bridge.sample import Schema
 from firmware_bridge.window import Window
 
@@ -33,6 +39,9 @@ TEMPLATES: dict[str, type[NearestMean]] = {
     "slda_random": StreamingLDA,
 }
 DEFAULT_CLASSES = 16  # outputs of a learner whose stream does not name its classes
+ON_FEATURES = ("auto", "mlp", "nearest_mean", "slda")  # kinds that take a vector without neighbours in it
+LEAST_PACKED = 4  # features from which one span and a byte each are fewer bytes than the features
+MODULE_BUILDER = "edge_cl.module_export"  # makes the template of a module; only a child imports it
 
 
 @dataclass(frozen=True)
@@ -99,25 +108,64 @@ def make_window(task: Task, schema: Schema) -> Window | None:
     return None if task.window is None else Window(*task.window, rate_hz=schema.rate_hz)
 
 
-def blueprint_of(config: Config, task: Task) -> Blueprint:
-    """The network for a task. Raises OperatorError if the kind chosen does not take such samples."""
+def blueprint_of(config: Config, task: Task) -> Outline:
+    """The network for a task, a user's own module or a backbone tried out where the configuration names one.
+
+    Raises OperatorError if the kind chosen does not take such samples, or what was brought does not fit.
+    """
+    _check_kind(config)
+    backbone = None
+    if config.model.backbone is not None:
+        threads = config.learning.threads
+        backbone = load_backbone(config.model.backbone, task.shape, task.dtype, threads=threads)
+    shape = task.shape if backbone is None else (backbone.n_features,)
+    if config.model.module is not None:
+        layout = layout_of(shape) if backbone is None else shape
+        network = load_network(config.model.module, shape, layout, task.n_outputs)
+        extra_bytes = sum(tensor.nbytes for tensor in network.extras.values())
+        shapes = network.arena.shapes
+        return ModuleOutline(config.model.module, shape, layout, task.n_outputs, shapes, extra_bytes, backbone)
+    kind = "mlp" if backbone is not None and config.model.kind == "auto" else config.model.kind
     try:
-        if config.model.kind in TEMPLATES:
-            n_features = config.model.width if config.model.kind == "slda_random" else 0
-            return template_blueprint(task.shape, task.n_outputs, n_features)
-        return design(config.model.kind, task.shape, task.n_outputs, config.model.width, config.model.depth)
+        if kind in TEMPLATES:
+            n_features = config.model.width if kind == "slda_random" else 0
+            found = template_blueprint(shape, task.n_outputs, n_features)
+        else:
+            found = design(kind, shape, task.n_outputs, config.model.width, config.model.depth)
     except ValueError as exc:
         raise OperatorError(str(exc), hint="set model.kind to auto") from exc
+    return replace(found, backbone=backbone)
 
 
-def plan_of(config: Config, task: Task, blueprint: Blueprint) -> Plan:
+def _check_kind(config: Config) -> None:
+    """Refuses a kind beside what takes its place. Raises OperatorError."""
+    kind = config.model.kind
+    if config.model.module is not None and kind != "auto":
+        raise OperatorError(
+            f"model.kind: must be auto where model.module names the network (got {kind})",
+            hint="leave one of them out",
+        )
+    if config.model.module is not None and config.snapshots.head != "learnt":
+        raise OperatorError(
+            f"snapshots.head: must be learnt where model.module names the network, whose last layer only its author "
+            f"knows (got {config.snapshots.head})",
+            hint="leave one of them out",
+        )
+    if config.model.backbone is not None and kind not in ON_FEATURES:
+        raise OperatorError(
+            f"model.kind: must be one of {', '.join(ON_FEATURES)} on a model.backbone, whose features are a vector "
+            f"(got {kind})",
+            hint="set model.kind to auto",
+        )
+
+
+def plan_of(config: Config, task: Task, blueprint: Outline) -> Plan:
     """The bytes of the learner. Raises BudgetExceeded if they do not fit into budget.memory_bytes."""
     templates, rule = TEMPLATES.get(config.model.kind), rule_of(config)
     if templates is None:
         held = method_bytes(rule, blueprint.n_parameters, keeps_none=config.replay.samples == 0)
     else:
-        n_classes, n_features = blueprint.layers[-1].shapes["weight"]
-        held = templates(n_classes, n_features, "meta").nbytes
+        held = templates(*_head_shape(blueprint), "meta").nbytes
     return plan(
         blueprint,
         task.dtype,
@@ -127,6 +175,7 @@ def plan_of(config: Config, task: Task, blueprint: Blueprint) -> Plan:
         replay_limit=config.replay.samples if templates is None else 0,
         replay_bytes=config.replay.memory_bytes,
         replay_bits=bits_of(config, blueprint),
+        replay_layout=span_of(blueprint),
         replay_logits=logits_of(config, blueprint),
         method_bytes=held,
         descends=templates is None,
@@ -136,42 +185,84 @@ def plan_of(config: Config, task: Task, blueprint: Blueprint) -> Plan:
     )
 
 
-def make_learner(config: Config, task: Task, blueprint: Blueprint, planned: Plan, *, seed: int) -> OnlineLearner:
+def make_learner(config: Config, task: Task, blueprint: Outline, planned: Plan, *, seed: int) -> OnlineLearner:
     """Allocate what was planned."""
     torch.set_num_threads(config.learning.threads)
     exam = Reservoir(planned.exam_samples, task.shape, task.dtype, n_classes=task.n_outputs, seed=seed + 1)
-    network = Network(blueprint, seed=seed, device=device_of(config))
+    network, rule, backbone = _network_of(config, blueprint, seed), rule_of(config), blueprint.backbone
     if config.model.kind in TEMPLATES:
-        n_classes, n_features = blueprint.layers[-1].shapes["weight"]
-        templates = TEMPLATES[config.model.kind](n_classes, n_features, device_of(config))
-        return TemplateLearner(network, templates, exam, rule_of(config), seed=seed + 2)
+        assert isinstance(network, Network)
+        templates = TEMPLATES[config.model.kind](*_head_shape(blueprint), device_of(config))
+        return TemplateLearner(network, templates, exam, rule, backbone=backbone, seed=seed + 2)
     replay = Reservoir(
         planned.replay_samples,
-        task.shape,
-        task.dtype,
+        blueprint.shape,
+        task.dtype if backbone is None else np.dtype(np.float32),
         n_classes=task.n_outputs,
         policy=config.replay.policy,
         seed=seed,
         bits=bits_of(config, blueprint),
-        layout=blueprint.layout,
+        layout=span_of(blueprint),
         n_logits=logits_of(config, blueprint),
-        undecided=config.replay.bits == "auto" and len(blueprint.layout) > 1 and not blueprint.aim,
+        undecided=config.replay.bits == "auto" and len(blueprint.layout) > 1 and not blueprint.aim and backbone is None,
         most=config.replay.samples,
     )
-    objective = Reconstruction(network, blueprint.aim, blueprint.variance) if blueprint.aim else None
-    return Learner(network, replay, exam, rule_of(config), objective=objective, seed=seed + 2)
+    objective = None
+    if isinstance(blueprint, Blueprint) and blueprint.aim:
+        objective = Reconstruction(network, blueprint.aim, blueprint.variance)
+    return Learner(network, replay, exam, rule, objective=objective, backbone=backbone, seed=seed + 2)
 
 
-def bits_of(config: Config, blueprint: Blueprint) -> int | None:
+def _network_of(config: Config, blueprint: Outline, seed: int) -> Learnable:
+    if isinstance(blueprint, Blueprint):
+        return Network(blueprint, seed=seed, device=device_of(config))
+    network = load_network(blueprint.kind, blueprint.shape, blueprint.layout, blueprint.n_outputs, seed=seed)
+    return network.to(device_of(config))
+
+
+def _head_shape(blueprint: Outline) -> tuple[int, int]:
+    """Shape (C, D) of a built-in network's last layer."""
+    assert isinstance(blueprint, Blueprint)
+    n_classes, n_features = blueprint.layers[-1].shapes["weight"]
+    return n_classes, n_features
+
+
+def template_request(config: Config, learner: OnlineLearner, n_classes: int) -> tuple[dict[str, Any], str | None]:
+    """What `start_build` is to be given for a snapshot of the learner's first `n_classes` classes."""
+    network = learner.network
+    builder = None if isinstance(network, Network) else MODULE_BUILDER
+    if isinstance(network, Network):
+        described = graph(network.blueprint, n_classes)
+    else:
+        assert config.model.module is not None
+        assert isinstance(network, TorchNetwork)
+        described = module_graph(network, config.model.module, n_classes)
+    if learner.backbone is not None:
+        described["backbone"] = {"path": config.model.backbone, **learner.backbone.description}
+    return described, builder
+
+
+def span_of(blueprint: Outline) -> tuple[int, ...]:
+    """The layout over which replayed values share a span, channel by channel: for features, one over all of them."""
+    D = blueprint.shape[0]
+    return blueprint.layout if blueprint.backbone is None or D < LEAST_PACKED else (D, 1)
+
+
+def bits_of(config: Config, blueprint: Outline) -> int | None:
     """Bits of a stored value at first; None, as the sensor made it, also for vectors: they have no span to share.
 
-    `auto` begins with None, and without labels it stays there: what fewer bits cost is known in classes' loss only.
+    `auto` begins with None, and without labels it stays there: what fewer bits cost is known in classes' loss only. Of
+    a backbone's features `auto` keeps 8 bits.
     """
     bits = config.replay.bits
-    return None if bits == "auto" or len(blueprint.layout) == 1 else bits
+    if len(span_of(blueprint)) == 1:
+        return None
+    if bits == "auto":
+        return None if blueprint.backbone is None else 8
+    return bits
 
 
-def logits_of(config: Config, blueprint: Blueprint) -> int:
+def logits_of(config: Config, blueprint: Outline) -> int:
     """Logits stored with a replayed sample; a reconstruction's own would take more room than the sample."""
     return blueprint.n_outputs if config.distillation.logits > 0 and not blueprint.aim else 0
 
@@ -215,13 +306,16 @@ def rule_of(config: Config) -> Rule:
     )
 
 
-def fingerprint(task: Task, blueprint: Blueprint) -> str:
+def fingerprint(task: Task, blueprint: Outline) -> str:
     """What a state directory belongs to: a network and its samples, in words that an error message can show.
 
-    Not the number of classes: a head may grow (`check_classes`).
+    Not the number of classes: a head may grow (`check_classes`). A user's own module has no head that could.
     """
-    *body, head = [list(shape) for shape in blueprint.parameter_shapes.values() if len(shape) > 1]
-    return f"{blueprint.kind} on {task.dtype} {list(task.shape)}, weights {json.dumps([*body, head[1:]])}"
+    shapes = [list(shape) for shape in blueprint.parameter_shapes.values() if len(shape) > 1]
+    if isinstance(blueprint, Blueprint):
+        shapes[-1] = shapes[-1][1:]
+    behind = f" behind backbone {blueprint.backbone.sha256}" if blueprint.backbone else ""
+    return f"{blueprint.kind} on {task.dtype} {list(task.shape)}{behind}, weights {json.dumps(shapes)}"
 
 
 def check_classes(task: Task, n_outputs: int, names: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from edge_cl.errors import BudgetExceeded
 from edge_cl.learning.anchor import slices
 from edge_cl.learning.batch import batch_bytes
 from edge_cl.learning.draws import DRAWS_BYTES
-from edge_cl.learning.model import Blueprint
+from edge_cl.learning.outline import Outline
 from edge_cl.learning.replay import bytes_per_sample
 
 GRAPH_BYTES = 8 * 1024  # what a template holds beside weights: nodes, names, shapes, metadata
@@ -53,7 +53,7 @@ class Plan:
 
 
 def plan(
-    blueprint: Blueprint,
+    outline: Outline,
     dtype: np.dtype[np.generic],
     *,
     budget_bytes: int,
@@ -62,6 +62,7 @@ def plan(
     replay_limit: int | None,
     replay_bytes: int | None = None,
     replay_bits: int | None = None,
+    replay_layout: tuple[int, ...] | None = None,
     replay_logits: int = 0,
     exam_samples: int,
     batch_rows: int,
@@ -75,22 +76,25 @@ def plan(
     + 8 P snapshot (the template and the copy that is filled) + `method_bytes` of the methods chosen + exam + queue
     + window + the rows of a step + replay.
     Without `descends` there is no anchor, Fisher, workspace and batch. A GPU pulls all parameters at once and holds the
-    rows of a step a second time.
+    rows of a step a second time. A backbone counts with its file, once by itself and twice in the snapshot, and the
+    rows of a step and of replay are then its features; those of the exam, of `dtype`, never are.
     Raises BudgetExceeded, with what is missing and what would mend it, if not one sample of replay is left.
     """
-    P, C = blueprint.n_parameters, blueprint.n_outputs
-    raw = bytes_per_sample(blueprint.shape, dtype)
-    sample = bytes_per_sample(blueprint.shape, dtype, bits=replay_bits, layout=blueprint.layout, n_logits=replay_logits)
+    P, C, backbone = outline.n_parameters, outline.n_outputs, outline.backbone
+    exam_sample = bytes_per_sample(outline.shape if backbone is None else backbone.shape, dtype)
+    learnt = dtype if backbone is None else np.dtype(np.float32)
+    sample = bytes_per_sample(outline.shape, learnt, bits=replay_bits, layout=replay_layout, n_logits=replay_logits)
     counted = [
         Part("parameters", 4 * P),
         *(_of_descent(P, slices(on_gpu)) if descends else []),
-        Part("input statistics", 4 * 4 * blueprint.layout[-1]),
-        *([] if blueprint.aim else [Part("targets", 4 * C * C)]),
+        Part("input statistics", 4 * 4 * outline.layout[-1]),
+        *([] if outline.aim else [Part("targets", 4 * C * C)]),
         Part("random numbers", 2 * DRAWS_BYTES),
-        Part("batch", descends * (2 if on_gpu else 1) * batch_bytes(batch_rows, blueprint.shape, dtype, replay_logits)),
+        Part("batch", descends * (2 if on_gpu else 1) * batch_bytes(batch_rows, outline.shape, learnt, replay_logits)),
         *([Part("methods", method_bytes)] if method_bytes else []),
-        Part("snapshot", 2 * (4 * P + GRAPH_BYTES)),
-        Part("exam", exam_samples * raw),
+        *_brought(outline),
+        Part("snapshot", 2 * (4 * P + GRAPH_BYTES + outline.extra_bytes + (backbone.model_bytes if backbone else 0))),
+        Part("exam", exam_samples * exam_sample),
         Part("queue", queue_bytes),
         Part("window", window_bytes),
     ]
@@ -105,6 +109,12 @@ def plan(
 def _of_descent(P: int, n_slices: int) -> list[Part]:
     """What only a learner that descends a gradient holds."""
     return [Part("anchor", 2 * P), Part("fisher", P), Part("pull workspace", 2 * 4 * -(-P // n_slices))]
+
+
+def _brought(outline: Outline) -> list[Part]:
+    """What a user brought: a backbone, and what a module holds beside its parameters."""
+    backbone = [] if outline.backbone is None else [Part("backbone", outline.backbone.nbytes)]
+    return [*backbone, *([Part("buffers", outline.extra_bytes)] if outline.extra_bytes else [])]
 
 
 def _too_small(counted: list[Part], left: int, sample: int, budget_bytes: int) -> BudgetExceeded:

@@ -1,7 +1,7 @@
 """The command line: its commands, and the one place where errors become exit codes.
 
 stdout is data, stderr is talk; with --json the last line of stdout is one JSON object, also when a command fails.
-torch, the daemon and the storage wing are imported by the commands that use them: `edge-cl status` is no learner.
+torch and the daemon are imported by the commands that use them: `edge-cl status` is no learner.
 """
 
 from __future__ import annotations
@@ -9,39 +9,35 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Final
 from urllib.parse import quote
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
 from edge_cl import config as configuration
+from edge_cl import running
+from edge_cl.cli_check import check
 from edge_cl.cli_evaluate import evaluate
-from edge_cl.console import AsJson, Overrides, data, draw, say
-from edge_cl.errors import ConfigError, Exit, NotRunning, TryAgain
+from edge_cl.cli_export import export
+from edge_cl.cli_snapshots import snapshots_app
+from edge_cl.console import DEFAULT_STATE, AsJson, ConfigFile, Overrides, SourceUrl, StateDir, data, draw, say
+from edge_cl.errors import ConfigError, Exit
 from edge_cl.exits import explain
-from edge_cl.service.dashboard import plain, plan_table, render
-from edge_cl.service.status import Status, Summary, blank, read_status
+from edge_cl.service.dashboard import plan_table, render
+from edge_cl.service.status import Status, Summary, blank
 from edge_cl.service.summary import summary
 from edge_cl.signals import Signals
-from edge_cl.units import format_bytes
-
-if TYPE_CHECKING:
-    from edge_cl.check import CheckLine
 
 LINE_EVERY_S: Final = 1.0  # JSON lines of `run`: enough for a log, little enough for a month of it
 FRAMES_PER_S: Final = 4
-POLL_S: Final = 0.1
 CURVES: Final = ("prequential_history", "exam_history", "plan")  # left out of lines: who keeps them has them
 
 app = typer.Typer(
@@ -52,20 +48,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Check, show and explain the configuration.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
-
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option("--config", metavar="FILE", help="Settings; ./config.yaml if there is one, else the defaults."),
-]
-StateDir = Annotated[
-    Path, typer.Option("--state", metavar="DIR", help="Where the learner's state and its snapshots are kept.")
-]
-SourceUrl = Annotated[
-    str | None,
-    typer.Option("--source", metavar="URL", help="Where samples come from, instead of the file's source."),
-]
-
-DEFAULT_STATE: Final = Path("edge-cl-state")
+app.add_typer(snapshots_app, name="snapshots")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -146,7 +129,7 @@ def status(
     """Show how the daemon on a state directory is doing, or its last known state and exit 3 if none runs."""
     if watch:
         _watch(state, as_json=as_json)
-    pid, last = _look(state)
+    pid, last = running.look(state)
     if as_json:
         data({**last, "running": pid is not None})
     elif pid is not None or last["updated_s"] is not None:
@@ -163,69 +146,17 @@ def consolidate(
     as_json: AsJson = False,
 ) -> None:
     """Tell the running daemon to consolidate now and to publish a snapshot; waits until it has."""
-    pid, before = _look(state)
-    if pid is None:
-        raise NotRunning(f"no daemon runs on {state}", hint=f"edge-cl run --state {state}")
-    if before["state"] != "running" or before["pid"] != pid:  # before it listens, the signal would end it
-        raise TryAgain(f"the daemon on {state} is {before['state']}", hint="try again in a moment")
-    if before["steps"] == 0:
-        raise TryAgain(f"the daemon on {state} has learnt nothing yet", hint="it needs samples that carry a label")
-    os.kill(pid, signal.SIGUSR1)
-    deadline = time.monotonic() + timeout
-    while (now := _look(state)[1])["consolidations"] <= before["consolidations"]:
-        if _look(state)[0] != pid:
-            raise NotRunning(f"the daemon on {state} ended before it had consolidated", hint="edge-cl status tells why")
-        if time.monotonic() >= deadline:
-            raise TryAgain(
-                f"not done after {timeout:g} s", hint="it was told and will do it; allow more with --timeout"
-            )
-        time.sleep(POLL_S)
+    now = running.consolidate(state, timeout)
     if as_json:
         data({"consolidations": now["consolidations"], "snapshot": now["snapshot"]})
     else:
         say(f"consolidation {now['consolidations']} done, snapshot: {now['snapshot'] or 'none'}")
 
 
-@app.command()
-def export(
-    out: Annotated[Path, typer.Option("--out", metavar="FILE.onnx", help="The file to write.")],
-    state: StateDir = DEFAULT_STATE,
-    as_json: AsJson = False,
-) -> None:
-    """Copy the newest good snapshot to a file, checked against its manifest."""
-    from edge_cl.export import export_snapshot
-
-    result = export_snapshot(state, out)
-    if as_json:
-        data(result)
-    else:
-        draw(_export_facts(result))
+app.command()(export)
 
 
-@app.command()
-def check(
-    config: ConfigFile = None,
-    state: Annotated[Path | None, typer.Option("--state", metavar="DIR", help="Check with this learner.")] = None,
-    source: SourceUrl = None,
-    overrides: Overrides = None,
-    as_json: AsJson = False,
-) -> None:
-    """Measure memory and latency on this machine with this configuration; exit 10 if a budget is exceeded."""
-    settings = _settings(config, overrides)
-    from edge_cl.check import measure  # brings torch
-
-    lines = measure(settings, state=state, source_url=source or settings.source)
-    passed = all(line.passed for line in lines)
-    if as_json:
-        data({"lines": [_check_row(line) for line in lines], "pass": passed})
-    else:
-        draw(_check_table(lines))
-        for line in lines:
-            if not line.passed and line.advice:
-                say(f"hint: {line.name}: {line.advice}")
-    raise typer.Exit(Exit.OK if passed else Exit.BUDGET_EXCEEDED)
-
-
+app.command()(check)
 app.command()(evaluate)
 
 
@@ -237,7 +168,7 @@ def config_check(
     as_json: AsJson = False,
 ) -> None:
     """Say whether a configuration is right: exit 0, or 78 with every mistake as FILE:LINE: key: what is wrong."""
-    chosen = _chosen(file or config)
+    chosen = configuration.chosen(file or config)
     configuration.resolve(chosen, overrides or ())
     if as_json:
         data({"ok": True, "file": None if chosen is None else str(chosen), "problems": []})
@@ -248,7 +179,7 @@ def config_check(
 @config_app.command("show")
 def config_show(config: ConfigFile = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Print the values in force, each with where it comes from; the output is a valid configuration."""
-    resolved = configuration.resolve(_chosen(config), overrides or ())
+    resolved = configuration.resolve(configuration.chosen(config), overrides or ())
     if as_json:
         data({"config": resolved.config.model_dump(mode="json"), "origins": dict(resolved.origins)})
     else:
@@ -323,14 +254,9 @@ class _Screen:
 
 
 def _settings(config: Path | None, overrides: Sequence[str] | None) -> configuration.Config:
-    chosen = _chosen(config)
+    chosen = configuration.chosen(config)
     say(f"config: {chosen or 'built-in defaults'}")
     return configuration.resolve(chosen, overrides or ()).config
-
-
-def _chosen(config: Path | None) -> Path | None:
-    here = Path("config.yaml")
-    return config or (here if os.path.lexists(here) else None)
 
 
 def _with_speed(url: str, speed: str) -> str:
@@ -339,77 +265,19 @@ def _with_speed(url: str, speed: str) -> str:
     return f"{target}?{'&'.join([*options, f'speed={quote(speed)}'])}"
 
 
-def _look(state: Path) -> tuple[int | None, Status]:
-    """The running daemon's pid and the last status of a state directory, made honest if its writer died."""
-    from edge_cl.storage.state_dir import running_pid
-
-    pid, last = running_pid(state), read_status(state)
-    if last is None:
-        last = blank()
-        last["message"] = f"nothing is known of {state}" if pid is None else "the daemon has just been started"
-    if pid is None and last["state"] in ("starting", "running"):
-        last["message"] = (
-            last["message"] if last["updated_s"] is None else "it ended without a word: killed, or no power"
-        )
-        last["state"] = "stopped" if last["updated_s"] is None else "failed"
-    return pid, last
-
-
 def _watch(state: Path, *, as_json: bool) -> None:
     try:
         if as_json or not sys.stdout.isatty():
-            while (seen := _look(state))[0] is not None:
+            while (seen := running.look(state))[0] is not None:
                 data({**seen[1], "running": True})
                 time.sleep(LINE_EVERY_S)
         else:
             with Live(console=Console(highlight=False), screen=True, auto_refresh=False) as live:
-                while (seen := _look(state))[0] is not None:
+                while (seen := running.look(state))[0] is not None:
                     live.update(render(seen[1], full_screen=True), refresh=True)
                     time.sleep(1 / FRAMES_PER_S)
     except KeyboardInterrupt:
         raise typer.Exit(Exit.OK) from None
-
-
-def _check_row(line: CheckLine) -> dict[str, Any]:
-    names = ("name", "limit", "measured", "unit", "margin", "advice")
-    return {**{name: getattr(line, name) for name in names}, "pass": line.passed}
-
-
-def _check_table(lines: Sequence[CheckLine]) -> RenderableType:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("budget")
-    for name in ("limit", "measured", "margin"):
-        table.add_column(name, justify="right")
-    table.add_column("")
-    for line in lines:
-        verdict = Text("PASS", "green") if line.passed else Text("FAIL", "bold red")
-        table.add_row(
-            line.name, *(_amount(number, line.unit) for number in (line.limit, line.measured, line.margin)), verdict
-        )
-    return table
-
-
-def _amount(number: float, unit: str) -> str:
-    return format_bytes(number) if unit == "bytes" else f"{number:.4g} {unit}"
-
-
-def _export_facts(result: Mapping[str, Any]) -> RenderableType:
-    takes, gives, training = result["input"], result["output"], result["training"]
-    table = Table.grid(padding=(0, 2))
-    for name, fact in (
-        ("out", f"{result['out']}, {format_bytes(result['bytes'])}"),
-        ("snapshot", f"{result['snapshot']} of {result['created']}"),
-        ("sha256", result["sha256"]),
-        ("takes", f"{takes['name']} {_shape(takes)}: {takes['values']}"),
-        ("gives", f"{gives['name']} {_shape(gives)}: {', '.join(result['labels'])}"),
-        ("learnt", f"{training['learned']:,} samples in {training['steps']:,} steps"),
-    ):
-        table.add_row(name, plain(fact))
-    return table
-
-
-def _shape(end: Mapping[str, Any]) -> str:
-    return f"({', '.join(map(str, end['shape']))})"
 
 
 def _program() -> str:

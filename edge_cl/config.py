@@ -7,6 +7,7 @@ back to its default: a device far away must not run on a guess. The settings the
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from edge_cl import yaml_lines
 from edge_cl.errors import ConfigError, OperatorError, Problem
 from edge_cl.settings import Config
 
-__all__ = ["DEFAULT", "SAMPLE", "Config", "Resolved", "as_yaml", "load", "parse", "resolve"]
+__all__ = ["DEFAULT", "SAMPLE", "Config", "Resolved", "as_yaml", "chosen", "load", "parse", "resolve"]
 
 SAMPLE: Final = Path(__file__).with_name("config.yaml")
 DEFAULT: Final = "default"
@@ -44,6 +45,12 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
 def parse(text: str, name: str = "config", overrides: Sequence[str] = ()) -> Config:
     """The Config of a text; an empty one means all defaults. Raises ConfigError with every problem."""
     return _Reading(name, text, overrides).resolved().config
+
+
+def chosen(file: Path | None) -> Path | None:
+    """The file that is named, else ./config.yaml if there is one, else None: the built-in defaults."""
+    here = Path("config.yaml")
+    return file or (here if os.path.lexists(here) else None)
 
 
 def resolve(path: Path | None, overrides: Sequence[str] = ()) -> Resolved:

@@ -6,9 +6,9 @@ stdout is data, stderr is talk.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console, RenderableType
@@ -17,11 +17,23 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one setting, as in -s replay.per_step=40."),
 ]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Settings; ./config.yaml if there is one, else the defaults."),
+]
+StateDir = Annotated[
+    Path, typer.Option("--state", metavar="DIR", help="Where the learner's state and its snapshots are kept.")
+]
+SourceUrl = Annotated[
+    str | None,
+    typer.Option("--source", metavar="URL", help="Where samples come from, instead of the file's source."),
+]
+DEFAULT_STATE: Final = Path("edge-cl-state")
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable; the last line is one JSON object.")]
 
 
-def data(value: Mapping[str, Any]) -> None:
-    """Print one JSON object on a line of stdout. Raises ValueError if a number in it is not finite."""
+def data(value: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+    """Print a JSON object, or a list of them, as a line of stdout. Raises ValueError if a number is not finite."""
     typer.echo(json.dumps(value, allow_nan=False, default=_path_text))
 
 

@@ -11,20 +11,25 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_cl import assembly
 from edge_cl.config import Config
 from edge_cl.errors import EdgeError
-from edge_cl.publisher import Publisher
+from edge_cl.governor import Governor
+from edge_cl.heap import give_back
+from edge_cl.publishing.publisher import Publisher
 from edge_cl.report import Report
+from edge_cl.saved import described
 from edge_cl.service.status import Status, Summary
 from edge_cl.service.telemetry import Telemetry
 from edge_cl.signals import Signals
 from edge_cl.storage.checkpoint import Checkpoint, CheckpointStore
 from edge_cl.storage.errors import StorageError
-from edge_cl.storage.snapshot import answers
+from edge_cl.storage.snapshot import Deployed
 from edge_cl.storage.state_dir import StateDir
 from firmware_bridge.errors import EndOfSource, SourceLost
 from firmware_bridge.inlet import Inlet
@@ -97,12 +102,14 @@ class Daemon:
 
         self.learner = assembly.make_learner(self.config, self.task, blueprint, planned, seed=self.seed)
         self.window = assembly.make_window(self.task, schema)
-        self.telemetry = Telemetry()
+        self.telemetry = Telemetry(self.config.budget.step_ms, self.config.budget.predict_ms)
+        most_replayed = self.config.replay.per_step if self.learner.replay.capacity else 0
+        self.governor = Governor(self.config.budget.step_ms / 1e3, most_replayed)
         self.label_names = list(self.task.label_names)
         self.waiting: list[Sample] = []  # labelled observations for the next step
         self.published_steps = 0  # how much of what was learnt the newest snapshot holds
         self.rehearsal_steps: int | None = None  # as many as budget.consolidation_ms allows, once one was timed
-        self.dropped = {"shape": 0, "label_out_of_range": 0, "label_unmatched": 0}
+        self.dropped = {"shape": 0, "label_out_of_range": 0, "label_unmatched": 0, "no_time_to_learn": 0}
         if found is not None:
             self._restore(found, same_source=same_source)
         self.ends_at = None if self.most_samples is None else self.telemetry.samples + self.most_samples
@@ -121,6 +128,7 @@ class Daemon:
             planned=planned,
             learner=self.learner,
             telemetry=self.telemetry,
+            governor=self.governor,
             inlet=self.inlet,
             publisher=self.publisher,
             label_names=self.label_names,
@@ -204,6 +212,7 @@ class Daemon:
         self.telemetry.arrived(1)
         if observation.label is not None:
             self.telemetry.scored([predicted == observation.label])
+            self.publisher.agreement.add(predicted, observation.label)
         self.report.predicted, self.report.true = predicted, observation.label
 
     def _take_label(self, label: Label) -> None:
@@ -217,13 +226,23 @@ class Daemon:
         x = np.stack([observation.values for observation in self.waiting])
         y = np.array([observation.label for observation in self.waiting], dtype=np.int64)
         self.waiting.clear()
-        started = time.perf_counter()
-        step = self.learner.learn(x, y)
+        self._try("trial", lambda: self._judge(x, y))
+        if self.governor.skips(len(y)):
+            self.dropped["no_time_to_learn"] += len(y)
+            return
+        started, at_work = time.perf_counter(), time.thread_time()
+        step = self.learner.learn(x, y, most_replayed=self.governor.replay)
         _ = step.predicted  # on a GPU the step is over when its answer is there
         if step.learnt:
-            self.telemetry.step.add(time.perf_counter() - started)
+            self._note_step(time.perf_counter() - started, time.thread_time() - at_work)
         if step.learnt and self.learner.is_due:
             self._consolidate()
+
+    def _note_step(self, took_s: float, worked_s: float) -> None:
+        """A step is over: what that means for the next ones. `worked_s` is what this thread had of the processor."""
+        self.telemetry.step.add(took_s, worked_s)
+        if self.governor.took(time.monotonic(), took_s, worked_s):
+            self.report.say(f"governor: {self.governor.decision}")
 
     def _look_at_clocks(self) -> None:
         """What is due by time or by signal rather than by a sample."""
@@ -251,18 +270,25 @@ class Daemon:
             self.rehearsal_steps = max(1, int(self.config.budget.consolidation_ms / took_ms * rehearsed))
         exam = self._examine()
         self.report.consolidated(exam)
-        self._try("snapshot", lambda: self._publish(exam))
+        self._try("snapshot", self._publish)
+        give_back()
         self.report.tick()
 
     def _examine(self) -> dict[int, tuple[int, float]]:
         return self.learner.examine() if self.needs_labels else {}
 
-    def _publish(self, exam: dict[int, tuple[int, float]]) -> None:
-        if not self.needs_labels and self.publisher.would_be_worse():
-            self.report.say("no new snapshot: the published one reconstructs the exam better")
-            return
-        self.publisher.publish(tuple(self.label_names), exam)
-        self.published_steps = self.learner.steps
+    def _publish(self) -> None:
+        published = self.publisher.publish(tuple(self.label_names))
+        if published.state == "bad":
+            self.report.fault("publishing", f"snapshot {published.id} is kept aside: {published.why}")
+        else:
+            self.report.recovered("publishing")
+            self.published_steps = self.learner.steps
+
+    def _judge(self, x: NDArray[Any], y: NDArray[np.int64]) -> None:
+        """Let the snapshot on trial, and the one before it, answer what the learner has not learnt yet."""
+        if decided := self.publisher.judge(x, y):
+            self.report.say(decided)
 
     def _complete(self) -> None:
         """The stream is over: learn what waits, and leave a snapshot of all that was learnt."""
@@ -297,6 +323,7 @@ class Daemon:
         values = [observation.values for observation in self.waiting]
         arrays["waiting"] = np.stack(values) if values else np.empty((0, *self.task.shape), self.task.dtype)
         meta = {
+            **described(self.config, self.source.schema),
             "learner": learner,
             "source": _origin(self.url),
             "position": list(self.position) if self.position else None,
@@ -305,6 +332,7 @@ class Daemon:
             "label_names": self.label_names,
             "exam_history": self.report.exam_history,
             "published_steps": self.published_steps,
+            "governor": self.governor.state(),
             "telemetry": [self.telemetry.samples, self.telemetry.labelled, self.telemetry.hits],
         }
         self.store.save(arrays, meta)
@@ -316,6 +344,8 @@ class Daemon:
         self.label_names[:] = self.task.label_names or meta["label_names"]
         self.published_steps = meta["published_steps"]
         self.telemetry.restore(*meta["telemetry"])
+        if "governor" in meta:  # states of edge_cl 0.1.0 have none
+            self.governor.restore(meta["governor"])
         for values, (stream, boot, seq, time_us, label) in zip(arrays["waiting"], meta["waiting"], strict=True):
             self.waiting.append(Sample(stream, boot, seq, time_us, values, label))
         if self.window is not None and same_source:
@@ -342,7 +372,7 @@ class Daemon:
         if current is None or held_out is None or len(held_out.y) == 0 or not self.needs_labels:
             return None
         x = held_out.x.astype(np.float32)
-        right = answers(current.read(), x).argmax(1) == held_out.y
+        right = Deployed(current.read())(x).argmax(1) == held_out.y
         return float(right.mean())
 
 

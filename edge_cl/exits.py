@@ -40,6 +40,8 @@ def explain(exc: BaseException) -> Ending | None:
             bridge.BridgeError: Exit.CONFIG,
             storage.StateBusy: Exit.TRY_AGAIN,
             storage.StateDirError: Exit.CONFIG,
+            storage.ShelfError: Exit.CONFIG,
+            storage.KeyFileError: Exit.CONFIG,
             storage.SnapshotMismatch: Exit.VERIFY_FAILED,
             storage.StorageFault: Exit.IO,
             storage.DamagedFile: Exit.IO,

@@ -14,10 +14,12 @@ from pathlib import Path
 
 from edge_cl.budget import Plan
 from edge_cl.config import Config
+from edge_cl.governor import Governor
 from edge_cl.learning.bits import Trial
 from edge_cl.learning.online_learner import OnlineLearner
-from edge_cl.publisher import Publisher
-from edge_cl.service.status import ExamPoint, State, Status, Summary, blank, write_status
+from edge_cl.publishing.publisher import Publisher
+from edge_cl.service.promise import Promise
+from edge_cl.service.status import ExamPoint, Limit, State, Status, Summary, blank, write_status
 from edge_cl.service.telemetry import Telemetry, rss_bytes, rss_peak_bytes
 from firmware_bridge.inlet import Inlet
 
@@ -36,6 +38,7 @@ class Report:
     planned: Plan
     learner: OnlineLearner
     telemetry: Telemetry
+    governor: Governor
     inlet: Inlet
     publisher: Publisher
     label_names: list[str]
@@ -62,6 +65,7 @@ class Report:
         """Show the present state, if it is time to."""
         now = time.monotonic()
         if now - self._looked >= EVERY_S:
+            self._tell_of_limits()
             self._show(now, write=now - self._written >= WRITE_EVERY_S)
 
     def consolidated(self, exam: dict[int, tuple[int, float]]) -> None:
@@ -134,6 +138,17 @@ class Report:
                 "predict_p50_ms": telemetry.predict.percentile(50),
                 "predict_p99_ms": telemetry.predict.percentile(99),
                 "predict_budget_ms": config.budget.predict_ms,
+                "step_limit": _limit(telemetry.step.promise),
+                "predict_limit": _limit(telemetry.predict.promise),
+                "governor": {
+                    "replay_per_step": self.governor.replay,
+                    "replay_wanted": self.governor.most,
+                    "skipping": self.governor.skip,
+                    "lowered": self.governor.lowered,
+                    "raised": self.governor.raised,
+                    "skipped_batches": self.governor.skipped_batches,
+                    "skipped_samples": self.governor.skipped_samples,
+                },
                 "rss_bytes": rss_bytes(),
                 "rss_peak_bytes": rss_peak_bytes(),
                 "received": self.inlet.received,
@@ -170,6 +185,9 @@ class Report:
             "step_budget_ms": status["step_budget_ms"],
             "predict_p99_ms": status["predict_p99_ms"],
             "predict_budget_ms": status["predict_budget_ms"],
+            "step_limit": status["step_limit"],
+            "predict_limit": status["predict_limit"],
+            "governor": status["governor"],
             "rss_peak_bytes": status["rss_peak_bytes"],
             "dropped": status["dropped"],
             "snapshot": status["snapshot"],
@@ -182,6 +200,18 @@ class Report:
         """Bytes held for the learner: what is allocated, and the room promised to queue, window and snapshot."""
         return self.learner.nbytes + self.planned.promised
 
+    def _tell_of_limits(self) -> None:
+        """Say when a time limit is not kept any more, and when it is again."""
+        budget = self.config.budget
+        for key, limit_ms, promise, done in (
+            ("budget.step_ms", budget.step_ms, self.telemetry.step.promise, f"; {self.governor.decision}"),
+            ("budget.predict_ms", budget.predict_ms, self.telemetry.predict.promise, ""),
+        ):
+            if promise.kept:
+                self.recovered(f"keeping {key}")
+            else:
+                self.fault(f"keeping {key}", f"cannot keep {key} {limit_ms:g}: {_missed(promise)}{done}")
+
     def _name(self, label: int) -> str:
         return self.label_names[label]
 
@@ -193,6 +223,24 @@ class Report:
             with suppress(OSError):  # a full disk: the checkpoint's own failure is what gets said
                 write_status(self.folder, status)
         self.on_status(status)
+
+
+def _limit(promise: Promise) -> Limit:
+    late, seconds = promise.recent
+    return {
+        "kept": promise.kept,
+        "recent_seconds": seconds,
+        "recent_late": late,
+        "seconds": promise.seconds,
+        "late": promise.late_seconds,
+    }
+
+
+def _missed(promise: Promise) -> str:
+    """How often a limit was missed, and of what."""
+    late, seconds = promise.recent
+    waited = "" if promise.late_at_work * 2 > promise.late else ", mostly waiting for the processor"
+    return f"over it in {late} of the last {seconds} seconds{waited}"
 
 
 def _told(trials: list[Trial], bits: int | None) -> str:

@@ -59,6 +59,8 @@ Names = Annotated[
     BeforeValidator(_names),
     WithJsonSchema({"anyOf": [{"type": "null"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
 ]
+ImportPath = Annotated[str | None, Field(strict=True, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+FilePath = Annotated[str | None, Field(strict=True, min_length=1)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes), _quantity("(B|[kK]B|[MG]B|[KMG]iB)")]
 Milliseconds = Annotated[float, BeforeValidator(lambda value: parse_duration(value, "ms")), _quantity("ms")]
 Seconds = Annotated[float, BeforeValidator(lambda value: parse_duration(value, "s")), _quantity("s")]
@@ -119,6 +121,16 @@ class ModelSettings(Group):
         le=8,
         description="Hidden layers of an mlp; other kinds have their own. More can tell more apart, and each step "
         "takes longer.",
+    )
+    module: ImportPath = Field(
+        default=None,
+        description="A PyTorch module of your own instead of a built-in network, as package.module:function; called "
+        "with (shape, n_outputs) it returns a torch.nn.Module. Its steps cost about half as much again.",
+    )
+    backbone: FilePath = Field(
+        default=None,
+        description="An ONNX file whose output, flattened, is what the network learns from; it never changes itself. "
+        "Replay keeps its features in 8 bits. Each sample costs one run of it.",
     )
     max_classes: Classes = Field(
         default="auto",
@@ -360,6 +372,10 @@ class BudgetSettings(Group):
         allow_inf_nan=False,
         description="99 of 100 answers take at most this many milliseconds. Higher leaves room for a wider model.",
     )
+    snapshot_bytes: Bytes | None = Field(
+        default=None,
+        description="Bytes of one snapshot, or a text such as '1 MiB'; null: any. A larger one is never published.",
+    )
     consolidation_ms: Milliseconds = Field(
         default=10_000.0,
         gt=0,
@@ -381,11 +397,33 @@ class StorageSettings(Group):
         description="Seconds between two checkpoints. Longer wears the flash less; a power cut costs up to this much "
         "learning.",
     )
-    keep_snapshots: Whole = Field(
+
+
+class SnapshotSettings(Group):
+    """What is published for deployment after each consolidation."""
+
+    keep: Whole = Field(
         default=3,
         ge=1,
         le=10_000,
-        description="Published ONNX snapshots kept, the newest ones. Each costs the model's bytes on disk.",
+        description="Good snapshots kept, the newest ones. Each costs the model's bytes on disk.",
+    )
+    trial_samples: Whole = Field(
+        default=200,
+        ge=0,
+        le=1_000_000,
+        description="Labelled samples that a new snapshot and the one before it both answer; it is rolled back if it "
+        "does clearly worse, and good after so many; 0: no trial. More finds smaller losses; two answers a sample.",
+    )
+    head: Literal["learnt", "nearest_mean", "slda"] = Field(
+        default="learnt",
+        description="The snapshot's last layer: as learnt, or templates of the replayed samples' features. Templates "
+        "favour no recent class; a snapshot takes one pass over the replay memory longer.",
+    )
+    signing_key: FilePath = Field(
+        default=None,
+        description="PEM file with an Ed25519 private key that signs every manifest; null: unsigned. Needs the extra "
+        "edge-cl[signing].",
     )
 
 
@@ -421,6 +459,7 @@ class Config(Group):
     exam: ExamSettings = ExamSettings()
     budget: BudgetSettings = BudgetSettings()
     storage: StorageSettings = StorageSettings()
+    snapshots: SnapshotSettings = SnapshotSettings()
     bridge: BridgeSettings = BridgeSettings()
 
     @model_validator(mode="after")

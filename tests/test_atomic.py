@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from edge_cl.storage.atomic import is_temporary, link_atomic, read_whole, write_atomic
+from edge_cl.storage.atomic import is_temporary, link_atomic, read_whole, unlink_durable, write_atomic
 from edge_cl.storage.errors import StorageFault
 
 
@@ -177,6 +177,21 @@ def test_a_link_is_not_switched_over_a_folder(tmp_path: Path) -> None:
     with pytest.raises(StorageFault):
         link_atomic(tmp_path / "current", "a")
     assert names(tmp_path) == {"current"}
+
+
+def test_a_link_is_removed_durably_and_a_second_time_without_complaint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "target").touch()
+    link_atomic(tmp_path / "current", "target")
+    for _ in range(2):
+        with watched(monkeypatch) as calls:
+            unlink_durable(tmp_path / "current")
+        assert calls == ["sync folder"]
+        assert names(tmp_path) == {"target"}
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StorageFault):
+        unlink_durable(tmp_path / "folder")
 
 
 @pytest.mark.parametrize("name", ["f", ".f", "f.tmp", ".f.tmp", ".f.0123.tmp", ".format", ".0123456789abcdef.tmp"])

@@ -82,3 +82,14 @@ def test_bench_memory_counts_what_was_planned_and_steps_do_not_grow() -> None:
     assert found["rss_growth_mb"] < 4
     assert sum(found["largest_holdings"].values()) <= found["allocated_bytes"]
     assert all(set(one) == {"where", "bytes", "blocks"} for one in found["largest_growth"])
+
+
+def test_bench_snapshot_gives_its_figures_by_model(tmp_path: Path) -> None:
+    few = ["--rounds", "2", "--later", "1", "--snapshots", "30", "--warm-up", "2", "--data", str(tmp_path)]
+    found = figures("bench_snapshot.py", "--model", "cnn1d", *few)
+    contract = ["snapshot_ms", "first_export_ms", "later_export_ms", "onnx_predict_us", "torch_predict_us"]
+    for key in (*contract, "fill_ms", "verify_ms", "shelf_ms", "later_export_over_snapshot", "later_export_over_fill"):
+        assert set(found[key]) == {"cnn1d"}
+        assert_positive(found[key]["cnn1d"])
+    assert 0 < found["max_abs_difference"]["cnn1d"] < 1e-5
+    assert isinstance(found["rss_growth_mb"]["cnn1d"], float)

@@ -21,8 +21,9 @@ import numpy as np
 import pytest
 
 from edge_cl import errors
-from edge_cl.check import CheckLine
-from edge_cl.cli import CURVES, _check_table, _with_speed, main
+from edge_cl.check.line import Checked, CheckLine
+from edge_cl.cli import CURVES, _with_speed, main
+from edge_cl.cli_check import table_of
 from edge_cl.config import SAMPLE, Config, parse
 from edge_cl.console import draw
 from edge_cl.errors import Exit
@@ -261,11 +262,13 @@ def test_speed_becomes_an_option_of_the_source(url: str, expected: str) -> None:
 
 
 def test_the_check_table_shows_bytes_and_times_as_a_person_reads_them(capsys: pytest.CaptureFixture[str]) -> None:
-    draw(_check_table([CheckLine("memory", 8 << 20, 9 << 20, "bytes"), CheckLine("step p99", 50.0, 8.25, "ms")]))
-    _, memory, step = capsys.readouterr().out.splitlines()
+    limited = [CheckLine("memory", 8 << 20, 9 << 20, "bytes"), CheckLine("step p99", 50.0, 8.25, "ms")]
+    draw(table_of(Checked([*limited, CheckLine("process", None, 1 << 28, "bytes")], {})))
+    _, memory, step, process = capsys.readouterr().out.splitlines()
     assert memory.split("  ")[0] == "memory"
     assert re.search(r"8.00 MiB +9.00 MiB +-1.00 MiB +FAIL", memory)
     assert re.search(r"50 ms +8.25 ms +41.75 ms +PASS", step)
+    assert re.fullmatch(r"process +256 MiB +", process)
 
 
 # status and consolidate, against a process that holds a real state directory

@@ -144,6 +144,19 @@ def test_a_time_over_its_budget_is_red_and_one_below_is_not() -> None:
     assert "\x1b[32mp99 8.21" in within
 
 
+def test_what_the_governor_withholds_is_in_the_title_and_in_the_summary() -> None:
+    status = busy()
+    assert ", replay" not in drawn(render(status), 120)
+    status["governor"].update(
+        replay_per_step=0, replay_wanted=20, skipping=3, lowered=6, raised=1, skipped_samples=1230, skipped_batches=123
+    )
+    status["step_limit"] = {"kept": False, "recent_seconds": 100, "recent_late": 4, "seconds": 300, "late": 9}
+    assert "latency, replay 0 of 20, learns 1 of 4, late in 4 of 100 s" in drawn(render(status), 200)
+    told = drawn(summary({"governor": status["governor"], "step_limit": status["step_limit"]}), 160)
+    assert "steps late in 9 of 300 seconds; replay lowered 6 and raised 1 times, 1,230 samples not learnt" in told
+    assert "governor" not in drawn(summary({"governor": busy()["governor"], "step_limit": busy()["step_limit"]}))
+
+
 def test_no_color_takes_the_colour_and_leaves_the_shapes() -> None:
     out = io.StringIO()
     Console(file=out, width=80, force_terminal=True, _environ={"NO_COLOR": "1", "TERM": "xterm-256color"}).print(

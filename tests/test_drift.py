@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edge_cl.learning.drift import DETECTORS, Adwin, Lagged, PageHinkley
+from edge_cl.learning.drift import APART, DETECTORS, Adwin, Lagged, PageHinkley
 
 TOOL = Path(__file__).parent.parent / "tools" / "bench_drift.py"
 
@@ -202,16 +202,18 @@ def weights(step: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("lag", [1, 7, 50])
-def test_what_was_before_is_one_to_two_lags_old(lag: int) -> None:
+def test_what_was_before_is_a_mean_that_ended_one_to_three_lags_ago(lag: int) -> None:
     lagged = Lagged(weights(0), lag)
     for step in range(500):
         lagged.remember(weights(step), step)
         before = lagged.before()
-        if before is None:
-            assert step < 2 * lag
-        else:
-            assert lag <= step - float(before[0]) < 2 * lag
-    assert before is not None
+        assert (before is None) == (step < 2 * lag)
+        if before is not None:
+            begun = 2 * lag * (step // (2 * lag) - 1)
+            moments = np.arange(begun, begun + lag, APART)
+            assert float(before[0]) == pytest.approx(moments.mean(), rel=2e-3)
+            assert lag <= step - moments.max()
+            assert step - moments.min() < 4 * lag
 
 
 def test_a_change_noticed_within_the_lag_finds_weights_that_have_not_seen_it() -> None:
@@ -219,11 +221,11 @@ def test_a_change_noticed_within_the_lag_finds_weights_that_have_not_seen_it() -
     for change in range(100, 140):
         lagged = Lagged(weights(0), lag)
         for step in range(change + lag + 1):
-            lagged.remember(weights(step), step)
+            lagged.remember(weights(0 if step < change else 1), step)
             before = lagged.before()
             if step >= change:
                 assert before is not None
-                assert float(before[0]) <= change
+                assert float(before[0]) == 0
 
 
 def test_two_half_precision_copies_are_kept_and_no_more() -> None:
@@ -259,7 +261,7 @@ def test_after_a_consolidation_the_past_is_not_offered_again() -> None:
         before = lagged.before()
         assert (before is None) == (step < 120)
         if before is not None:
-            assert float(before[0]) >= 110
+            assert float(before[0]) >= 100
 
 
 @pytest.mark.parametrize("at", [0, 5, 15, 25, 34])

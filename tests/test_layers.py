@@ -17,19 +17,20 @@ ROOT = Path(__file__).parent.parent
 
 # From the cellar to the roof. A room may import rooms of the floors below it and itself, never its neighbours.
 FLOORS = [
-    ["firmware_bridge"],
-    ["edge_cl.errors", "edge_cl.units", "edge_cl.yaml_lines"],
+    ["firmware_bridge", "edge_cl.deployment"],
+    ["edge_cl.errors", "edge_cl.units", "edge_cl.yaml_lines", "edge_cl.heap"],
     ["edge_cl.settings"],
     ["edge_cl.config", "edge_cl.console"],
     ["edge_cl.learning", "edge_cl.storage", "edge_cl.service", "edge_cl.signals"],
-    ["edge_cl.budget", "edge_cl.governor", "edge_cl.exits"],
-    ["edge_cl.assembly"],
-    ["edge_cl.publisher", "edge_cl.evaluation", "edge_cl.estimator"],
+    ["edge_cl.running", "edge_cl.deploy"],
+    ["edge_cl.budget", "edge_cl.governor", "edge_cl.exits", "edge_cl.modules", "edge_cl.backbone_file"],
+    ["edge_cl.assembly", "edge_cl.module_export"],
+    ["edge_cl.publishing", "edge_cl.saved", "edge_cl.evaluation", "edge_cl.estimator"],
     ["edge_cl.sklearn", "edge_cl.river"],
     ["edge_cl.report"],
     ["edge_cl.daemon", "edge_cl.export"],
     ["edge_cl.check"],
-    ["edge_cl.cli_evaluate"],
+    ["edge_cl.cli_check", "edge_cl.cli_evaluate", "edge_cl.cli_snapshots", "edge_cl.cli_export"],
     ["edge_cl.cli"],
     ["edge_cl.__main__"],
 ]
@@ -49,9 +50,30 @@ FORBIDDEN = {
 
 # Who alone may import it.
 ONLY_IN = {
-    "onnx": ["edge_cl.storage.template_child"],
-    "typer": ["edge_cl.cli", "edge_cl.cli_evaluate", "edge_cl.console"],
-    "rich": ["edge_cl.cli", "edge_cl.cli_evaluate", "edge_cl.console", "edge_cl.service"],
+    "onnx": [
+        "edge_cl.storage.template_child",
+        "edge_cl.storage.backbone_graph",
+        "edge_cl.module_export",
+        "edge_cl.storage.variants_child",
+    ],
+    "typer": [
+        "edge_cl.cli",
+        "edge_cl.cli_evaluate",
+        "edge_cl.cli_check",
+        "edge_cl.cli_snapshots",
+        "edge_cl.cli_export",
+        "edge_cl.console",
+    ],
+    "rich": [
+        "edge_cl.cli",
+        "edge_cl.cli_evaluate",
+        "edge_cl.cli_check",
+        "edge_cl.cli_snapshots",
+        "edge_cl.cli_export",
+        "edge_cl.console",
+        "edge_cl.service",
+    ],
+    "cryptography": ["edge_cl.storage.signature"],
     "jinja2": ["edge_cl.evaluation.report"],
     "matplotlib": ["edge_cl.evaluation.plots"],
     "sklearn": ["edge_cl.sklearn", "edge_cl.evaluation.data"],
@@ -59,13 +81,17 @@ ONLY_IN = {
     "serialx": ["firmware_bridge.sources.serial_port"],
 }
 
-# The command line prints. The other two are programs of their own: their standard output is a wire to their parent.
+# The command line prints. The others are programs of their own: their standard output is a wire to their parent.
 MAY_PRINT = [
     "edge_cl.cli",
     "edge_cl.cli_evaluate",
+    "edge_cl.cli_export",
+    "edge_cl.cli_snapshots",
     "edge_cl.console",
+    "edge_cl.deployment.consumer",
     "firmware_bridge.fake_board",
     "edge_cl.storage.template_child",
+    "edge_cl.storage.variants_child",
 ]
 
 RUNS_WHAT_IT_READS = ["pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"]

@@ -26,10 +26,10 @@ from edge_cl.learning.model import SELF_SUPERVISED, design
 from edge_cl.learning.network import Network
 from edge_cl.learning.objective import Reconstruction
 from edge_cl.learning.spectrum import LogSpectrum, Rows
-from edge_cl.publisher import Publisher
+from edge_cl.publishing.publisher import Publisher
 from edge_cl.service.status import read_status
 from edge_cl.storage.shelf import Shelf
-from edge_cl.storage.snapshot import answers
+from edge_cl.storage.snapshot import Deployed
 from firmware_bridge.sample import Schema
 
 KINDS = [
@@ -253,7 +253,7 @@ def publishing(folder: Path, kind: str, x: NDArray[Any]) -> Iterator[tuple[Publi
 def test_a_snapshot_gives_reconstruction_and_score(kind: str, shape: tuple[int, ...], tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(0, 300, (60, *shape)).astype(np.int16)
     with publishing(tmp_path, kind, x) as (publisher, learner):
-        path = publisher.publish((), {})
+        path = publisher.publish(()).path
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     reconstruction, score = session.run(["reconstruction", "score"], {"input": x.astype(np.float32)})
     np.testing.assert_allclose(reconstruction, learner.predict(x), atol=1e-5)
@@ -263,11 +263,14 @@ def test_a_snapshot_gives_reconstruction_and_score(kind: str, shape: tuple[int, 
 def test_a_snapshot_that_knows_the_exam_better_is_not_replaced(tmp_path: Path) -> None:
     x, _ = signals(200)
     with publishing(tmp_path, "autoencoder", x) as (publisher, learner):
-        assert not publisher.would_be_worse()  # than nothing
-        publisher.publish((), {})
-        assert not publisher.would_be_worse()
+        first = publisher.publish(())
+        again = publisher.publish(())
+        assert (first.state, again.state) == ("good", "trial")
         learner.network.arena.flat.mul_(0.3)
-        assert publisher.would_be_worse()
+        worse = publisher.publish(())
+        assert worse.state == "bad"
+        assert worse.why.startswith("in the exam")
+        assert publisher.current_path == again.path
 
 
 # Daemon
@@ -294,7 +297,7 @@ def test_the_daemon_learns_what_nobody_labelled(kind: str, tmp_path: Path) -> No
     assert current is not None
     assert current.manifest["output"]["beside"] == {"name": "score", "shape": ["batch", 1]}
     noise = np.random.default_rng(0).normal(0, 1000, (50, 40, 3)).astype(np.float32)
-    score = answers(current.read(), np.concatenate([x[:50].astype(np.float32), noise]))[:, -1]
+    score = Deployed(current.read())(np.concatenate([x[:50].astype(np.float32), noise]))[:, -1]
     assert np.median(score[50:]) > 2 * np.median(score[:50])
 
 

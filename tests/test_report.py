@@ -14,7 +14,8 @@ from test_atomic import tiny_disk
 from edge_cl import assembly, report
 from edge_cl.config import resolve
 from edge_cl.daemon import Daemon
-from edge_cl.publisher import Publisher
+from edge_cl.governor import Governor
+from edge_cl.publishing.publisher import Publisher
 from edge_cl.report import MOST_EXAM_POINTS, Report
 from edge_cl.service.status import Status, Summary, blank, read_status
 from edge_cl.service.telemetry import Telemetry
@@ -42,6 +43,7 @@ def reporting(folder: Path, recording: Path, seen: list[Status]) -> Iterator[Rep
                 planned=planned,
                 learner=learner,
                 telemetry=Telemetry(),
+                governor=Governor(0.05, config.replay.per_step),
                 inlet=inlet,
                 publisher=Publisher(learner, task, source.schema, config, folder),
                 label_names=list(LABELS),

@@ -12,7 +12,7 @@ from storage_models import GRAPH, answers, samples, template, weights
 
 from edge_cl.storage.errors import SnapshotMismatch, TemplateError
 from edge_cl.storage.protobuf import has_external_data, metadata_props
-from edge_cl.storage.snapshot import fill, verify
+from edge_cl.storage.snapshot import Deployed, fill, verify
 from edge_cl.storage.template import Template, start_build
 
 METADATA = {"label_names": '["ok", "worn"]', "empty": "", "unit": "m/s² – größer", "long": "x" * 100_000}
@@ -40,7 +40,18 @@ def test_onnxruntime_answers_as_numpy_does_for_any_batch() -> None:
     model = fill(template(), w, METADATA)
     for n in (1, 2, 33):
         x = samples(n)
-        assert 0 <= verify(model, x, answers(w, x)) < 1e-6
+        assert 0 <= verify(Deployed(model), x, answers(w, x)) < 1e-6
+
+
+def test_a_model_for_one_batch_size_only_is_noticed() -> None:
+    """Whichever it is: verify asks for one row, and for all of them."""
+    w, x = weights(4), samples(8)
+    for n in (1, 8):
+        model = onnx.load_from_string(fill(template(), w, {}))
+        for value in (*model.graph.input, *model.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_value = n
+        with pytest.raises(SnapshotMismatch, match="does not run"):
+            verify(Deployed(model.SerializeToString()), x, answers(w, x))
 
 
 @settings(deadline=None, max_examples=50)
@@ -85,7 +96,7 @@ def test_a_change_of_any_weight_is_noticed(name: str) -> None:
     other = {**w, name: w[name].copy()}
     other[name].flat[0] += 0.01  # one element: the same added to all logits would not change the softmax
     with pytest.raises(SnapshotMismatch, match="differ from the learner's by") as caught:
-        verify(fill(template(), other, {}), x, answers(w, x))
+        verify(Deployed(fill(template(), other, {})), x, answers(w, x))
     assert caught.value.difference > 1e-5
 
 
@@ -96,7 +107,7 @@ def test_weights_that_are_not_finite_are_noticed(value: float) -> None:
     with np.errstate(invalid="ignore"):
         expected = answers(w, x)
     with pytest.raises(SnapshotMismatch, match="not finite"):
-        verify(fill(template(), w, {}), x, expected)
+        verify(Deployed(fill(template(), w, {})), x, expected)
 
 
 def test_a_learner_that_answers_nan_is_noticed() -> None:
@@ -104,7 +115,7 @@ def test_a_learner_that_answers_nan_is_noticed() -> None:
     expected = answers(w, x)
     expected[1, 2] = np.nan
     with pytest.raises(SnapshotMismatch, match="differ"):
-        verify(fill(template(), w, {}), x, expected)
+        verify(Deployed(fill(template(), w, {})), x, expected)
 
 
 def test_the_tolerance_is_the_bound() -> None:
@@ -112,31 +123,31 @@ def test_the_tolerance_is_the_bound() -> None:
     expected = answers(w, x)
     expected[2, 1] += 1e-3
     model = fill(template(), w, {})
-    assert verify(model, x, expected, tolerance=1.01e-3) == pytest.approx(1e-3, rel=1e-2)
+    assert verify(Deployed(model), x, expected, tolerance=1.01e-3) == pytest.approx(1e-3, rel=1e-2)
     with pytest.raises(SnapshotMismatch):
-        verify(model, x, expected, tolerance=0.99e-3)
+        verify(Deployed(model), x, expected, tolerance=0.99e-3)
 
 
 def test_answers_that_are_no_probabilities_are_noticed() -> None:
     graph = {**GRAPH, "nodes": [*GRAPH["nodes"][:-1], {**GRAPH["nodes"][-1], "op": "Sigmoid", "attributes": {}}]}
     sigmoid = start_build(graph).result(60)
     with pytest.raises(SnapshotMismatch, match="does not sum to 1"):
-        verify(fill(sigmoid, weights(), {}), samples(3), answers(weights(), samples(3)))
+        verify(Deployed(fill(sigmoid, weights(), {})), samples(3), answers(weights(), samples(3)))
 
 
 def test_wrong_shapes_and_broken_bytes_are_noticed() -> None:
     w, x = weights(), samples(3)
     model, expected = fill(template(), w, {}), answers(w, x)
     with pytest.raises(SnapshotMismatch, match="answers \\(1, 4\\), the learner \\(1, 5\\)"):
-        verify(model, x, np.zeros((3, 5)))
+        verify(Deployed(model), x, np.zeros((3, 5)))
     with pytest.raises(SnapshotMismatch, match="does not run"):
-        verify(model, x[:, :4], expected)
+        verify(Deployed(model), x[:, :4], expected)
     with pytest.raises(SnapshotMismatch, match=r"not an ONNX model|does not load"):
-        verify(model[: len(model) // 2], x, expected)
+        verify(Deployed(model[: len(model) // 2]), x, expected)
     with pytest.raises(SnapshotMismatch, match="does not load"):
-        verify(b"", x, expected)
+        verify(Deployed(b""), x, expected)
     with pytest.raises(ValueError, match="0 rows"):
-        verify(model, x[:0], expected[:0])
+        verify(Deployed(model), x[:0], expected[:0])
 
 
 def external(name: str = "w") -> TensorProto:
@@ -187,7 +198,7 @@ def only_located() -> onnx.ModelProto:
 )
 def test_external_data_is_refused_wherever_it_hides(model: onnx.ModelProto) -> None:
     with pytest.raises(SnapshotMismatch, match="external data"):
-        verify(model.SerializeToString(), samples(1), np.ones((1, 4)) / 4)
+        verify(Deployed(model.SerializeToString()), samples(1), np.ones((1, 4)) / 4)
 
 
 def test_a_template_has_no_external_data_and_neither_have_constants() -> None:

@@ -82,11 +82,11 @@ def test_many_weights_of_one_element_are_all_found() -> None:
         "weights": {f"w{i}": [1] for i in range(n)},
         "constants": {},
     }
-    model, offsets = build(graph)
-    assert len({offset for offset, _ in offsets.values()}) == n
-    for tensor in onnx.load_from_string(model).graph.initializer:
-        offset, size = offsets[tensor.name]
-        assert model[offset : offset + size] == tensor.raw_data
+    built = build(graph)
+    assert len({offset for offset, _ in built.offsets.values()}) == n
+    for tensor in onnx.load_from_string(built.model).graph.initializer:
+        offset, size = built.offsets[tensor.name]
+        assert built.model[offset : offset + size] == tensor.raw_data
         assert np.isfinite(numpy_helper.to_array(tensor)).all()
 
 
@@ -206,9 +206,9 @@ import edge_cl.storage
 for module in pkgutil.iter_modules(edge_cl.storage.__path__):
     importlib.import_module("edge_cl.storage." + module.name)
 from storage_models import answers, samples, template, weights
-from edge_cl.storage.snapshot import fill, verify
+from edge_cl.storage.snapshot import Deployed, fill, verify
 model = fill(template(), weights(), {"a": "b"})
-print(verify(model, samples(5), answers(weights(), samples(5))) < 1e-5)
+print(verify(Deployed(model), samples(5), answers(weights(), samples(5))) < 1e-5)
 print(sorted({"onnx", "onnxscript", "torch"} & sys.modules.keys()))
 """
     tests = str(Path(__file__).parent)

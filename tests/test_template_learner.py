@@ -22,7 +22,7 @@ from edge_cl.learning.prototypes import NearestMean, StreamingLDA
 from edge_cl.learning.replay import Reservoir
 from edge_cl.learning.rule import Rule
 from edge_cl.learning.template_learner import FIXED_AFTER, NEWS, TemplateLearner, template_blueprint
-from edge_cl.storage.snapshot import fill, verify
+from edge_cl.storage.snapshot import Deployed, fill, verify
 from edge_cl.storage.template import start_build
 
 KINDS = [NearestMean, StreamingLDA]
@@ -363,7 +363,7 @@ def test_a_snapshot_answers_as_the_learner(kind: type[NearestMean], shape: tuple
     template = start_build(graph(made.network.blueprint, 4)).result(60)
     model = fill(template, weights(made.network, 4, made.seen.numpy()), {})
     expected = made.predict(probes.astype(np.int16))[:, :4]
-    assert verify(model, probes.astype(np.float32), expected) < 1e-5
+    assert verify(Deployed(model), probes.astype(np.float32), expected) < 1e-5
     assert (expected[:, 3] == 0).all()
     np.testing.assert_allclose(expected.sum(1), 1.0, atol=1e-5)
 

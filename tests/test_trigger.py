@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from edge_cl.learning.drift import APART
 from edge_cl.learning.learner import Learner, Rule
 from edge_cl.learning.model import design
 from edge_cl.learning.network import Network
@@ -70,10 +71,9 @@ def test_what_is_anchored_is_from_before_the_change_and_learning_goes_on_from_af
     learner.consolidate()
     assert torch.equal(learner.network.arena.flat, seen[step])
     anchored = learner.anchor.theta.float()
-    distance = {at: float((theta - anchored).abs().max()) for at, theta in seen.items()}
-    nearest = min(distance, key=distance.__getitem__)
-    assert step - 2 * LAG <= nearest <= 300
-    assert distance[nearest] < 1e-3  # half precision
+    assert 300 < step <= 300 + LAG
+    mean = torch.stack([seen[at] for at in range(1, 1 + LAG, APART)]).mean(0)  # over the first LAG steps of the run
+    assert float((mean - anchored).abs().max()) < 1e-3  # half precision
     learner.network.arena.flat.copy_(anchored)
     x, y = batch(0, 999)
     assert float((learner.predict(x).argmax(1) == y).mean()) == 1.0

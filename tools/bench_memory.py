@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import resource
 import sys
 import time
 import tracemalloc
@@ -28,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from bench.interleave import progress
+from bench.memory import resident
 from bench.workloads import ROOT
 from numpy.typing import NDArray
 from rich.console import Console
@@ -46,7 +46,6 @@ NAMED = 5
 SCHEMA = Schema("bench", "int16", (128,), label_names=("a", "b", "c", "d", "e", "f"))
 SETTINGS = ("model.kind=mlp", "replay.memory_bytes=null", "consolidation.rehearsal_passes=1")  # replay fills the budget
 CONTRACT = ("planned_bytes", "allocated_bytes", "rss_growth_mb", "steps")
-PAGE = resource.getpagesize()
 
 
 def main() -> int:
@@ -113,15 +112,6 @@ def _learn(learner: Learner, batches: list[tuple[NDArray[Any], NDArray[np.int64]
         for at in range(start, min(start + part, steps)):
             learner.learn(*batches[at % BATCHES])
         learner.consolidate()
-
-
-def resident() -> int:
-    """Bytes of this process in memory, after a collection."""
-    gc.collect()
-    statm = Path("/proc/self/statm")
-    if not statm.exists():  # the most there ever was, in bytes where there is no /proc
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(statm.read_text(encoding="ascii").split()[1]) * PAGE
 
 
 def holdings(root: object) -> dict[str, int]:

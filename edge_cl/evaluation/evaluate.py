@@ -25,7 +25,7 @@ from edge_cl.evaluation.run import Run
 from edge_cl.evaluation.strategies import strategy_of
 from edge_cl.evaluation.stream import Experience, ends, generator
 from edge_cl.evaluation.streams import Scenario, make_stream
-from edge_cl.learning.model import Blueprint
+from edge_cl.learning.outline import Outline
 from firmware_bridge.sample import Schema
 
 ROOM: Final = 2**40  # bytes; the largest budget there is
@@ -189,7 +189,7 @@ def _check_sizes(sizes: Sequence[int], config: Config, data: Dataset) -> None:
             raise OperatorError(f"replay-bytes: must be at least {each:,}, which one sample takes (got {size:,})")
 
 
-def _planned(config: Config, data: Dataset) -> tuple[Task, Blueprint, Plan]:
+def _planned(config: Config, data: Dataset) -> tuple[Task, Outline, Plan]:
     schema = Schema(data.name, data.x.dtype.name, data.x.shape[1:], label_names=data.label_names)
     if config.model.max_classes == "auto":  # nothing else will ever come
         config = _with(config, "model", max_classes=max(2, len(data.label_names)))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 LARGEST_HALF = 65504.0
+APART = 5  # steps between two moments of a mean: neighbours tell the same, and each costs its time
 
 
 class PageHinkley:
@@ -179,12 +180,13 @@ DETECTORS: dict[str, type[PageHinkley] | type[Adwin]] = {"page_hinkley": PageHin
 
 
 class Lagged:
-    """The weights of at least `lag` and less than 2 · `lag` steps ago, in two half-precision copies of θ (P,).
+    """The mean of the weights over `lag` steps that ended at least `lag` and less than 3 · `lag` steps ago.
 
     A detector fires after the change, when the loss has already driven the weights away: what must be consolidated is
-    what was there before. Every `lag` steps θ is copied over the older of the two, so a change noticed within `lag`
-    steps finds a copy that has seen none of it. Half precision is what an anchor is kept in (anchor.py), so it costs
-    the anchor nothing. Raises ValueError if lag is below 1.
+    what was there before. A mean is taken over `lag` steps and then left to lie for as many, so that a change noticed
+    within `lag` steps has no part in it; then it takes the older one's place. A mean rather than one moment of the
+    weights: the steps of a gradient scatter about what they approach (Polyak & Juditsky 1992). Two copies of θ (P,) in
+    half precision, which is what an anchor is kept in (anchor.py). Raises ValueError if lag is below 1.
     """
 
     def __init__(self, theta: Tensor, lag: int = 100) -> None:
@@ -192,8 +194,9 @@ class Lagged:
             raise ValueError(f"lag: must be at least 1 step (got {lag})")
         self.lag = lag
         self._older, self._newer = (torch.zeros_like(theta, dtype=torch.float16) for _ in range(2))
-        self._copies = 0
-        self._last: int | None = None
+        self._known = False  # whether the older one is a mean yet
+        self._begun: int | None = None  # the step at which the newer one was begun
+        self._taken = 0  # moments that the newer one is the mean of
 
     @property
     def nbytes(self) -> int:
@@ -201,24 +204,25 @@ class Lagged:
         return self._older.nbytes + self._newer.nbytes
 
     def remember(self, theta: Tensor, step: int) -> None:
-        """Be shown θ after each step; copies it when `lag` steps have gone by since the last copy."""
-        if self._last is None:
-            self._last = step
-        if step - self._last < self.lag:
-            return
-        self._older, self._newer = self._newer, self._older
-        self._newer.copy_(theta.clamp(-LARGEST_HALF, LARGEST_HALF))
-        self._copies += 1
-        self._last = step
+        """Be shown θ after each step; one in APART goes into the mean: m ← m + (θ - m) / n."""
+        if self._begun is not None and step - self._begun >= 2 * self.lag:
+            self._older, self._newer = self._newer, self._older
+            self._known, self._begun = True, None
+        if self._begun is None:
+            self._begun, self._taken = step, 0
+        age = step - self._begun
+        if age < self.lag and age % APART == 0:
+            self._taken += 1
+            now = theta.clamp(-LARGEST_HALF, LARGEST_HALF).half()
+            self._newer.lerp_(now, 1 / self._taken) if self._taken > 1 else self._newer.copy_(now)
 
     def before(self) -> Tensor | None:
         """The weights (P,) from before, in half precision and until the next `remember`; None while there are none."""
-        return self._older if self._copies >= 2 else None
+        return self._older if self._known else None
 
     def forget(self) -> None:
         """Begin anew after a consolidation, so that what came before it is not consolidated a second time."""
-        self._copies = 0
-        self._last = None
+        self._known, self._begun, self._taken = False, None, 0
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Arrays and plain values from which `restore` goes on, bit for bit; live views on a CPU."""
@@ -226,7 +230,7 @@ class Lagged:
             "older": self._older.cpu().numpy(),
             "newer": self._newer.cpu().numpy(),
         }
-        return arrays, {"copies": self._copies, "last": self._last}
+        return arrays, {"known": self._known, "begun": self._begun, "taken": self._taken}
 
     def restore(self, arrays: dict[str, NDArray[Any]], values: dict[str, Any]) -> None:
         """Go on with the copies whose state this is. Raises ValueError if they are of other weights."""
@@ -235,4 +239,4 @@ class Lagged:
                 raise ValueError(f"{name}: must have shape {tuple(own.shape)} (got {arrays[name].shape})")
         self._older.copy_(torch.from_numpy(arrays["older"]))
         self._newer.copy_(torch.from_numpy(arrays["newer"]))
-        self._copies, self._last = values["copies"], values["last"]
+        self._known, self._begun, self._taken = values["known"], values["begun"], values["taken"]

@@ -8,15 +8,19 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from edge_cl.learning.layers import Node
 from edge_cl.learning.model import Blueprint
-from edge_cl.learning.network import Network
+from edge_cl.learning.network import Learnable, Network
 from edge_cl.learning.standardise import Standardise
+from edge_cl.learning.torch_network import TorchNetwork
 
 OPSET = 17  # what onnxruntime 1.12 and TensorRT 8.6 already read
 NEVER = -1e4  # logit of a class not seen yet: its probability is exactly 0 in float32
+LARGEST = np.finfo(np.float32).max  # no logit is above it
 
 
 def graph(blueprint: Blueprint, n_classes: int) -> dict[str, Any]:
@@ -86,14 +90,44 @@ class _Wires:
         self.nodes[-1]["outputs"] = [name]
 
 
-def weights(network: Network, n_classes: int, seen: NDArray[np.bool_]) -> dict[str, NDArray[np.float32]]:
+def module_graph(network: TorchNetwork, module: str, n_classes: int) -> dict[str, Any]:
+    """The description of a PyTorch module's graph, to be made by whoever can import it from `module`.
+
+    Between input and probabilities, the first `n_classes` logits go no higher than `output.most` says. A weight is a
+    float32 parameter or buffer of the module, which may turn out to have no part in an answer.
+    """
+    return {
+        "opset": OPSET,
+        "module": module,
+        "input": {"name": "input", "shape": list(network.shape)},
+        "outputs": {"probabilities": [n_classes]},
+        "layout": list(network.layout),
+        "n_outputs": network.n_outputs,
+        "limit": Standardise.LIMIT,
+        "weights": {name: list(value.shape) for name, value in _module_weights(network).items()},
+    }
+
+
+def weights(network: Learnable, n_classes: int, seen: NDArray[np.bool_]) -> dict[str, NDArray[np.float32]]:
     """The values of the graph's weights now; classes not in `seen` (C,) get probability 0."""
-    values = {name: view.cpu().numpy() for name, view in network.arena.views.items()}
-    values["input.mean"] = network.standardise.mean.cpu().numpy()
-    values["input.inverse_deviation"] = network.standardise.inverse_deviation.cpu().numpy()
+    values = {
+        "input.mean": network.standardise.mean.cpu().numpy(),
+        "input.inverse_deviation": network.standardise.inverse_deviation.cpu().numpy(),
+    }
+    if isinstance(network, TorchNetwork):
+        values["output.most"] = np.where(seen[:n_classes], LARGEST, np.float32(NEVER))
+        return values | {name: value.detach().cpu().numpy() for name, value in _module_weights(network).items()}
+    assert isinstance(network, Network)
+    values |= {name: view.cpu().numpy() for name, view in network.arena.views.items()}
     if network.blueprint.aim:
         return values
     head = network.blueprint.named_layers()[-1][0]
     values[f"{head}.weight"] = np.where(seen[:n_classes, None], values[f"{head}.weight"][:n_classes], np.float32(0))
     values[f"{head}.bias"] = np.where(seen[:n_classes], values[f"{head}.bias"][:n_classes], np.float32(NEVER))
     return values
+
+
+def _module_weights(network: TorchNetwork) -> dict[str, Tensor]:
+    """The module's float32 tensors, each once, with names that no other weight of the graph has."""
+    extras = {name: value for name, value in network.extras.items() if value.dtype == torch.float32}
+    return {f"module.{name}": value for name, value in (network.arena.views | extras).items()}

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_cl.learning.anchor import Anchor
+from edge_cl.learning.backbone import Backbone
 from edge_cl.learning.batch import Batch, Rows
 from edge_cl.learning.bits import LEAST, Trial, fewest, try_bits
 from edge_cl.learning.cuda_graph import CudaGraph
@@ -63,6 +64,7 @@ class Learner(OnlineLearner):
         rule: Rule,
         *,
         objective: Objective | None = None,
+        backbone: Backbone | None = None,
         seed: int = 0,
     ) -> None:
         theta = network.arena.flat
@@ -74,7 +76,7 @@ class Learner(OnlineLearner):
             replay_labels=rule.replay_labels,
         )
         trigger = Trigger(rule.trigger, rule.every_steps * rule.batch_size, theta)
-        super().__init__(network, replay, exam, rule, objective, trigger, seed=seed)
+        super().__init__(network, replay, exam, rule, objective, trigger, seed=seed, backbone=backbone)
         self.anchor = Anchor(theta)
         self.batch = Batch(rows_of_a_step(rule), replay.shape, replay.dtype, self.device, replay.n_logits)
         in_passing = replay.capacity == 0 and rule.measures_fisher
@@ -95,10 +97,11 @@ class Learner(OnlineLearner):
         self.objective.context.split(classes)
         self.objective.refresh()
 
-    def learn(self, x: NDArray[Any], y: NDArray[np.int64]) -> Step:
+    def learn(self, x: NDArray[Any], y: NDArray[np.int64], *, most_replayed: int | None = None) -> Step:
         """One step on labelled samples; a share of them goes to the exam instead and is never learnt from.
 
-        Raises ValueError if a label is outside the network's outputs, or there is not one for each sample.
+        At most `most_replayed` old samples beside them, where there is no time for as many as the rule says. Raises
+        ValueError if a label is outside the network's outputs, or there is not one for each sample.
         """
         n = len(y)
         if len(x) != n:
@@ -106,7 +109,8 @@ class Learner(OnlineLearner):
         news = self.objective.is_news(y)
         self.labelled += n
         examined = self._set_exam_aside(x, y)
-        places = self.replay.draw(self.rule.replayed_with(n))
+        x = self.features(x)
+        places = self.replay.draw(self.rule.replayed_with(n, most_replayed))
         rows = self.batch.fill(x, y, self.replay, places, only_predicted=examined)
         if examined is not None:
             x, y = x[~examined], y[~examined]
@@ -296,12 +300,11 @@ class Learner(OnlineLearner):
 
     @property
     def nbytes(self) -> int:
-        """Bytes held: parameters, statistics, anchor, Fisher, replay, exam, and the batch that is learnt."""
+        """Bytes held: parameters, statistics, anchor, Fisher, replay, exam, batch, and what a user brought."""
         held = (self.network.arena, self.network.standardise, self.anchor, self.batch, self.replay, self.exam)
         optional = sum(part.nbytes for part in (self._teacher, self._whole, self._passing) if part is not None)
-        return (
-            sum(part.nbytes for part in held) + self.objective.nbytes + self.trigger.nbytes + optional + 2 * DRAWS_BYTES
-        )
+        optional += self.objective.nbytes + self.trigger.nbytes + self.brought_bytes
+        return sum(part.nbytes for part in held) + optional + 2 * DRAWS_BYTES
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         """Arrays and plain values from which `restore` makes the same learner, bit for bit; live views on a CPU."""

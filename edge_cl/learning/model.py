@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 
+from edge_cl.learning.backbone import Backbone
 from edge_cl.learning.layers import Conv, Flatten, GroupNorm, Layer, Linear, ReLU, Shape
 from edge_cl.learning.pooling import LogVariancePool
 from edge_cl.learning.spectrum import LogSpectrum, Rows
@@ -27,9 +28,9 @@ APART = 4  # rows from one that is foretold to the next: neighbours tell the sam
 class Blueprint:
     """A network before it has parameters.
 
-    `shape` is that of a raw sample, `layout` the same with channels last, `layers` end in one logit a class. Where
-    there are no classes, `aim` makes of the standardised sample what the outputs are to equal, and `variance` is that
-    of a Gaussian about them.
+    `shape` is that of a raw sample, or of its features behind a `backbone`; `layout` the same with channels last;
+    `layers` end in one logit a class. Where there are no classes, `aim` makes of the standardised sample what the
+    outputs are to equal, and `variance` is that of a Gaussian about them.
     """
 
     kind: str
@@ -38,6 +39,12 @@ class Blueprint:
     layers: list[Layer]
     aim: list[Layer] = field(default_factory=list)
     variance: float = 1.0
+    backbone: Backbone | None = None
+
+    @property
+    def extra_bytes(self) -> int:
+        """Bytes that a network holds beside its parameters; built-in layers hold none."""
+        return 0
 
     @property
     def parameter_shapes(self) -> dict[str, Shape]:
@@ -141,7 +148,7 @@ def autoencoder(shape: Shape, width: int) -> Blueprint:
 
     Of a signal it is the log spectrum that is reconstructed: docs/ANOMALY.md says what else was tried.
     """
-    layout = shape if choose_kind(shape) == "mlp" else _with_channels(shape)
+    layout = layout_of(shape)
     is_signal = choose_kind(shape) == "cnn1d" and layout[0] >= LogSpectrum.PIECE
     front: list[Layer] = [LogSpectrum(), Flatten()] if is_signal else [Flatten()]
     inputs = Blueprint("front", shape, layout, front).n_outputs
@@ -164,6 +171,15 @@ def predictor(shape: Shape, width: int) -> Blueprint:
     body = [Conv(channels, width, [past], stride=APART), ReLU(), Conv(width, channels, [1]), Flatten()]
     aim: list[Layer] = [Rows(foretold), Flatten()]
     return Blueprint("predictor", shape, layout, [Rows(range(length - 1)), *body], aim, variance=len(foretold))
+
+
+def layout_of(shape: Shape) -> Shape:
+    """How a raw sample lies with its channels last; of a vector of features, each is a channel.
+
+    >>> [layout_of(shape) for shape in [(8,), (1024,), (128, 9), (28, 28), (32, 32, 3)]]
+    [(8,), (1024, 1), (128, 9), (28, 28, 1), (32, 32, 3)]
+    """
+    return shape if choose_kind(shape) == "mlp" else _with_channels(shape)
 
 
 def _with_channels(shape: Shape) -> Shape:

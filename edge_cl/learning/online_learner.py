@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edge_cl.learning.backbone import Backbone
 from edge_cl.learning.bits import Trial
 from edge_cl.learning.network import Learnable
 from edge_cl.learning.objective import Objective, most_likely
@@ -27,7 +28,8 @@ Arrays = dict[str, NDArray[Any]]
 class OnlineLearner:
     """Answers, learns in steps, consolidates when due, and sets a share of its labelled samples aside for an exam.
 
-    `labelled` samples came, of which `learnt` were learnt in `steps` steps.
+    `labelled` samples came, of which `learnt` were learnt in `steps` steps. With a `backbone` it learns from features:
+    network, replay and steps see only those, while callers give raw samples and the exam holds raw samples.
     """
 
     def __init__(
@@ -40,8 +42,10 @@ class OnlineLearner:
         trigger: Trigger,
         *,
         seed: int,
+        backbone: Backbone | None = None,
     ) -> None:
         self.network, self.replay, self.exam, self.rule = network, replay, exam, rule
+        self.backbone = backbone
         self.objective, self.trigger = objective, trigger
         self.device = network.arena.flat.device
         self.rng = np.random.default_rng(seed)
@@ -55,14 +59,28 @@ class OnlineLearner:
 
     def predict(self, x: NDArray[Any]) -> NDArray[np.float32]:
         """Probabilities (B, C) of raw samples x (B, *shape); classes not seen yet have 0."""
-        answers = self.objective.answer(self._outputs(self._there(x)))
+        answers = self.objective.answer(self._outputs(self._there(self.features(x))))
         return answers.nan_to_num(0.0).cpu().numpy()
 
     def losses(self, x: NDArray[Any], y: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """Loss (B,) of samples x (B, *shape), with labels y (B,) if the objective asks for them: the anomaly score."""
-        rows, labels = self._there(x), self._there(np.zeros(len(x), np.int64) if y is None else y)
+        rows, labels = self._there(self.features(x)), self._there(np.zeros(len(x), np.int64) if y is None else y)
         losses: NDArray[np.float32] = self.objective.losses(self._outputs(rows), rows, labels).cpu().numpy()
         return losses
+
+    def features(self, x: NDArray[Any]) -> NDArray[Any]:
+        """What is learnt from of raw samples x (B, *shape): their features (B, D), or without a backbone x itself."""
+        return x if self.backbone is None else self.backbone.features(x)
+
+    def examples(self, most: int) -> NDArray[Any]:
+        """Raw samples (n, *shape) that it holds, n ≤ `most`: of the replay memory; with a backbone those of the exam.
+
+        Where there is no exam, with a backbone, the last ones that went through it.
+        """
+        held = self.replay if self.replay.size and self.backbone is None else self.exam
+        if held.size == 0 and self.backbone is not None:
+            return self.backbone.recent()[:most]
+        return held.take(np.linspace(0, held.size - 1, min(held.size, most)).astype(np.int64))
 
     @property
     def is_due(self) -> bool:
@@ -74,12 +92,12 @@ class OnlineLearner:
         if self.exam.size == 0:
             return {}
         labels = self.exam.labels[: self.exam.size]
-        x = self._there(self.exam.take(np.arange(self.exam.size)))
+        x = self._there(self.features(self.exam.take(np.arange(self.exam.size))))
         right = most_likely(self.objective.answer(self._outputs(x))) == labels
         return {int(c): (int((labels == c).sum()), float(right[labels == c].mean())) for c in np.unique(labels)}
 
-    def learn(self, x: NDArray[Any], y: NDArray[np.int64]) -> Step:
-        """One step on labelled samples x (B, *shape), y (B,)."""
+    def learn(self, x: NDArray[Any], y: NDArray[np.int64], *, most_replayed: int | None = None) -> Step:
+        """One step on labelled samples x (B, *shape), y (B,), with at most `most_replayed` old ones beside them."""
         raise NotImplementedError
 
     def consolidate(self, *, most_steps: int | None = None) -> int:
@@ -94,6 +112,12 @@ class OnlineLearner:
     def nbytes(self) -> int:
         """Bytes held."""
         raise NotImplementedError
+
+    @property
+    def brought_bytes(self) -> int:
+        """Bytes of what a user brought: the backbone, and what a module holds beside its parameters."""
+        extras = sum(tensor.nbytes for tensor in self.network.extras.values())
+        return extras + (0 if self.backbone is None else self.backbone.nbytes)
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         """Arrays and plain values from which `restore` makes the same learner, bit for bit."""

@@ -8,6 +8,7 @@ Shapes: B batch, D features, C classes.
 
 from __future__ import annotations
 
+from math import sqrt
 from typing import Any
 
 import torch
@@ -48,6 +49,20 @@ class NearestMean:
     def head(self) -> tuple[Tensor, Tensor]:
         """W (C, D) and b (C,) of the linear layer that answers so."""
         return self._linear(self.means.clone())
+
+    def logits_head(self) -> tuple[Tensor, Tensor]:
+        """W (C, D) and b (C,) of the same answers as logits of a network; 0 for a class that never came.
+
+        `head` is ½ (squared distance to a class), which over D features scatters by √(D/2) within a class; divided by
+        that, or nearly every probability would be 0 or 1. The mean over the classes that came is taken from W and b,
+        which changes no probability and leaves one logit at or above 0.
+        """
+        (W, b), known = self.head(), self.counts > 0
+        scatter = sqrt(W.shape[1] / 2)
+        flat, level = torch.zeros_like(W), torch.zeros_like(b)
+        flat[known] = (W[known] - W[known].mean(0)) / scatter
+        level[known] = (b[known] - b[known].mean()) / scatter
+        return flat, level
 
     def rescale(self, factor: Tensor, offset: Tensor) -> None:
         """Go on as if all features so far had been factor · f + offset, each (D,): templates move with their unit."""

@@ -48,9 +48,13 @@ class Rule:
         """Whether something asks for the Fisher: the anchor's pull, or the rates that it scales."""
         return self.importance == "fisher" and (self.ewc_lambda > 0 or self.protect > 0)
 
-    def replayed_with(self, n_new: int) -> int:
-        """Replayed samples of a step on `n_new` new ones: as many to each of them as in a full batch, never more."""
-        return -(-self.replay_per_step * min(n_new, self.batch_size) // self.batch_size)
+    def replayed_with(self, n_new: int, most: int | None = None) -> int:
+        """Replayed samples of a step on `n_new` new ones: as many to each of them as in a full batch, never more.
+
+        Nor more than `most`, where there is no time for all.
+        """
+        share = -(-self.replay_per_step * min(n_new, self.batch_size) // self.batch_size)
+        return share if most is None else min(share, most)
 
     def __post_init__(self) -> None:
         """Raises ValueError, naming both settings, where one leaves the other nothing to do."""

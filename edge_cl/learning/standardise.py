@@ -105,19 +105,19 @@ class Standardise:
 
     def nodes(self, shape: Shape) -> list[Node]:
         """The ONNX nodes for raw samples of `shape`; the statistics are weights of the graph."""
-        channels = self.mean.shape
-        nodes = [
-            Node("Sub", {"mean": channels}),
-            Node("Mul", {"inverse_deviation": channels}),
+        nodes = [] if shape == self.layout else [reshape(self.layout)]
+        if len(self.layout) > 1:
+            # First, and not last as in `forward`: over few channels that come last onnxruntime goes value by value.
+            order = [0, len(self.layout), *range(1, len(self.layout))]
+            nodes.append(Node("Transpose", attributes={"perm": order}))
+        per_channel = (self.layout[-1], *[1] * (len(self.layout) - 1))
+        return [
+            *nodes,
+            Node("Sub", {"mean": per_channel}),
+            Node("Mul", {"inverse_deviation": per_channel}),
             Node("Max", constants=(("float32", (-self.LIMIT,)),)),
             Node("Min", constants=(("float32", (self.LIMIT,)),)),
         ]
-        if shape != self.layout:
-            nodes.insert(0, reshape(self.layout))
-        if len(self.layout) > 1:
-            order = [0, len(self.layout), *range(1, len(self.layout))]
-            nodes.append(Node("Transpose", attributes={"perm": order}))
-        return nodes
 
 
 def channels_first(layout: Shape) -> Shape:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edge_cl.learning.backbone import Backbone
 from edge_cl.learning.draws import DRAWS_BYTES
 from edge_cl.learning.layers import Conv, Flatten, Linear, Shape
 from edge_cl.learning.learner import SETTLED
@@ -56,13 +56,11 @@ class TemplateLearner(OnlineLearner):
 
         f         ← the network's input to its last layer
         templates ← templates + (f, y)                     6 templates
-        W, b      ← templates.head(), when it is asked for
+        W, b      ← templates.logits_head(), when it is asked for
 
-    The head is ½ (squared distance to a class), which over D features scatters by √(D/2) within a class; the logits
-    are W f + b divided by that, or nearly every probability would be 0 or 1. The mean over the classes seen is taken
-    from W and b, which changes no probability and leaves one logit at or above 0, so that no class unseen can win in a
-    snapshot either. Answers come from a head no older than 1 % of the samples learnt, and never from before a class
-    was first seen; `consolidate` brings it up to date.
+    No class unseen can win in a snapshot either: one logit of the others is at or above 0. Answers come from a head no
+    older than 1 % of the samples learnt, and never from before a class was first seen; `consolidate` brings it up to
+    date.
 
     Input statistics: templates of standardised samples are moved with them, exactly but for what lay beyond the
     standardisation's bound. For random features that cannot be done; they are fixed after FIXED_AFTER samples, and a
@@ -72,23 +70,32 @@ class TemplateLearner(OnlineLearner):
     Raises ValueError if the templates are not of the last layer's shape.
     """
 
-    def __init__(self, network: Network, templates: NearestMean, exam: Reservoir, rule: Rule, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        network: Network,
+        templates: NearestMean,
+        exam: Reservoir,
+        rule: Rule,
+        *,
+        backbone: Backbone | None = None,
+        seed: int = 0,
+    ) -> None:
         head = network.layers[-1]
         assert isinstance(head, Linear)
         if templates.means.shape != head.shapes["weight"]:
             got = tuple(templates.means.shape)
             raise ValueError(f"templates: must be of shape {head.shapes['weight']}, as the last layer (got {got})")
         objective = Classification(network.n_outputs, network.arena.flat.device)
-        none = Reservoir(0, exam.shape, exam.dtype, n_classes=network.n_outputs)
+        none = Reservoir(0, network.blueprint.shape, exam.dtype, n_classes=network.n_outputs)
         trigger = Trigger("timer", rule.every_steps * rule.batch_size, network.arena.flat)
-        super().__init__(network, none, exam, rule, objective, trigger, seed=seed)
+        super().__init__(network, none, exam, rule, objective, trigger, seed=seed, backbone=backbone)
         self.templates = templates
         self._head = head
         self._head.own["weight"].zero_()
         self._since = 0  # samples learnt since the head was worked out
         self._moves_along = all(isinstance(layer, Flatten) for layer in network.layers[:-1])
 
-    def learn(self, x: NDArray[Any], y: NDArray[np.int64]) -> Step:
+    def learn(self, x: NDArray[Any], y: NDArray[np.int64], *, most_replayed: int | None = None) -> Step:
         """Take labelled samples into the templates; a share of them goes to the exam instead and is never learnt from.
 
         Raises ValueError if a label is outside the network's outputs, or there is not one for each sample.
@@ -99,6 +106,7 @@ class TemplateLearner(OnlineLearner):
         news = self.objective.is_news(y)
         self.labelled += n
         examined = self._set_exam_aside(x, y)
+        x = self.features(x)
         if examined is None:
             examined = np.zeros(n, dtype=np.bool_)
         if self.network.standardise.seen == 0 and not examined.all():
@@ -125,9 +133,9 @@ class TemplateLearner(OnlineLearner):
 
     @property
     def nbytes(self) -> int:
-        """Bytes held: parameters, frozen ones included, statistics, templates and exam."""
+        """Bytes held: parameters, frozen ones included, statistics, templates, exam, and what a user brought."""
         parts = (self.network.arena, self.network.standardise, self.templates, self.exam, self.replay)
-        return sum(part.nbytes for part in parts) + self.objective.nbytes + 2 * DRAWS_BYTES
+        return sum(part.nbytes for part in parts) + self.objective.nbytes + 2 * DRAWS_BYTES + self.brought_bytes
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         """Arrays and plain values from which `restore` makes the same learner, bit for bit; live views on a CPU."""
@@ -221,10 +229,9 @@ class TemplateLearner(OnlineLearner):
         return self.network.forward(x)
 
     def _renew_head(self) -> None:
-        (W, b), known = self.templates.head(), self.templates.counts > 0
-        scatter = sqrt(W.shape[1] / 2)
-        self._head.own["weight"][known] = (W[known] - W[known].mean(0)) / scatter
-        self._head.own["bias"][known] = (b[known] - b[known].mean()) / scatter
+        (W, b), known = self.templates.logits_head(), self.templates.counts > 0
+        self._head.own["weight"][known] = W[known]
+        self._head.own["bias"][known] = b[known]
         self._since = 0
 
     def _widened(self, arrays: Arrays) -> Arrays:

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from edge_cl.learning.drift import DETECTORS, Lagged
 
-LAG = 50  # steps: a detector has fired by then, and that much less of what was learnt is consolidated
+LAG = 100  # steps: a detector has fired by then, and what is consolidated is the mean over as many before that
 
 
 class Trigger:
     """Due when a detector (`page_hinkley`, `adwin`) has fired, or `every` samples after the last consolidation.
 
     timer: no detector; every = 0: no timer. What a detector finds has begun before it fires, so `before` gives the
-    parameters from LAG to 2 LAG steps ago, which had seen none of it (docs/DESIGN.md); the timer consolidates what is
-    there. Raises ValueError if the kind is unknown.
+    mean of the parameters over LAG steps, LAG to 3 LAG steps ago, which had seen none of it (docs/DESIGN.md); the timer
+    consolidates what is there. Raises ValueError if the kind is unknown.
     """
 
     def __init__(self, kind: str, every: int, theta: Tensor) -> None:

@@ -245,7 +245,19 @@ def _latency(status: Status) -> RenderableType:
         share = (p99 or 0.0) / budget if budget else 0.0
         rows.append(Text.assemble(f"{name} ", limit(p50, p99, budget), no_wrap=True, overflow="ellipsis"))
         rows.append(_bar(share, plot.load(share)))
-    return _panel("latency", *rows)
+    return _panel(Text.assemble("latency", *_governed(status)), *rows)
+
+
+def _governed(status: Status) -> list[tuple[str, str]]:
+    """What the governor withholds so that steps keep their limit, and how often they do not."""
+    governor, limit = status["governor"], status["step_limit"]
+    less = governor["replay_per_step"] < governor["replay_wanted"]
+    said = [
+        (f"replay {governor['replay_per_step']} of {governor['replay_wanted']}", "yellow") if less else None,
+        (f"learns 1 of {governor['skipping'] + 1}", "yellow") if governor["skipping"] else None,
+        None if limit["kept"] else (f"late in {limit['recent_late']} of {limit['recent_seconds']} s", "red"),
+    ]
+    return [part for one in said if one for part in ((", ", ""), one)]
 
 
 def _footer(status: Status) -> RenderableType:

@@ -42,6 +42,28 @@ class PlanPart(TypedDict):
     bytes: int
 
 
+class Limit(TypedDict):
+    """Whether a time limit is kept: in 99 of 100 seconds, 99 of 100 times. Counts of seconds in which it was asked."""
+
+    kept: bool
+    recent_seconds: int  # the last ones, at most 100
+    recent_late: int
+    seconds: int  # of this run
+    late: int
+
+
+class Governed(TypedDict):
+    """What the governor has decided so that steps keep their limit, and what that has cost so far."""
+
+    replay_per_step: int  # at most, now
+    replay_wanted: int  # by the settings
+    skipping: int  # batches left out before each one that is learnt
+    lowered: int  # times; all counts go on over restarts
+    raised: int
+    skipped_batches: int
+    skipped_samples: int
+
+
 class Status(TypedDict):
     """One moment of a daemon. Times of day are seconds since 1970; a null is not known yet."""
 
@@ -78,6 +100,9 @@ class Status(TypedDict):
     predict_p50_ms: float | None
     predict_p99_ms: float | None
     predict_budget_ms: float
+    step_limit: Limit
+    predict_limit: Limit
+    governor: Governed
     rss_bytes: int
     rss_peak_bytes: int
     received: int
@@ -110,6 +135,9 @@ class Summary(TypedDict, total=False):
     step_budget_ms: float
     predict_p99_ms: float | None
     predict_budget_ms: float
+    step_limit: Limit
+    predict_limit: Limit
+    governor: Governed
     rss_peak_bytes: int
     dropped: dict[str, int]
     snapshot: str | None
@@ -127,9 +155,17 @@ def blank() -> Status:
         "replay_samples": 0, "replay_capacity": 0, "replay_bytes": 0, "learner_bytes": 0, "budget_bytes": 0, "plan": [],
         "step_p50_ms": None, "step_p99_ms": None, "step_budget_ms": 0.0,
         "predict_p50_ms": None, "predict_p99_ms": None, "predict_budget_ms": 0.0,
+        "step_limit": _unasked(), "predict_limit": _unasked(), "governor": {
+            "replay_per_step": 0, "replay_wanted": 0, "skipping": 0, "lowered": 0, "raised": 0,
+            "skipped_batches": 0, "skipped_samples": 0,
+        },
         "rss_bytes": 0, "rss_peak_bytes": 0, "received": 0, "dropped": {}, "snapshot": None, "snapshot_age_s": None,
         "true_label": None, "predicted_label": None, "message": "",
     }  # fmt: skip
+
+
+def _unasked() -> Limit:
+    return {"kept": True, "recent_seconds": 0, "recent_late": 0, "seconds": 0, "late": 0}
 
 
 def write_status(directory: Path, status: Status) -> None:

@@ -55,10 +55,22 @@ def _facts(result: Summary) -> list[tuple[str, RenderableType]]:
         ),
         ("process", f"{format_bytes(result.get('rss_peak_bytes', 0))} at most"),
         ("step", limit(result.get("step_p50_ms"), result.get("step_p99_ms"), result.get("step_budget_ms", 0.0))),
+        *_governed(result),
         ("predict", limit(None, result.get("predict_p99_ms"), result.get("predict_budget_ms", 0.0))),
         ("dropped", drops(result.get("dropped", {}))),
         ("snapshot", Text.assemble((str(plain(result.get("snapshot") or "none")), "bold"), overflow="fold")),
     ]
+
+
+def _governed(result: Summary) -> list[tuple[str, RenderableType]]:
+    """What it took to keep the step's limit, if it took anything."""
+    governor, kept = result.get("governor"), result.get("step_limit")
+    if governor is None or kept is None or (kept["late"] == 0 and governor["lowered"] == 0):
+        return []
+    late = f"steps late in {kept['late']:,} of {kept['seconds']:,} seconds"
+    did = f"replay lowered {governor['lowered']:,} and raised {governor['raised']:,} times"
+    skipped = f"{governor['skipped_samples']:,} samples not learnt"
+    return [("governor", f"{late}; {did}, {skipped}")]
 
 
 def _answered(result: Summary) -> tuple[str, RenderableType]:

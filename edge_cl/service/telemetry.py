@@ -9,10 +9,12 @@ import resource
 import time
 from collections import deque
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 
 import numpy as np
 
+from edge_cl.service.promise import Promise
 from edge_cl.service.status import HISTORY
 
 RECENT = 2048  # times kept for percentiles
@@ -21,14 +23,16 @@ RATE_WINDOW_S = 5.0
 
 
 class Timings:
-    """The latest durations in milliseconds, and their percentiles."""
+    """The latest durations in milliseconds, their percentiles, and whether their limit is kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit_ms: float = inf) -> None:
         self._ms: deque[float] = deque(maxlen=RECENT)
+        self.promise = Promise(limit_ms / 1e3)
 
-    def add(self, seconds: float) -> None:
-        """Note one duration."""
+    def add(self, seconds: float, worked_s: float = 0.0) -> None:
+        """Note one duration that is over now, and for how much of it the processor was at work on it."""
         self._ms.append(seconds * 1e3)
+        self.promise.add(time.monotonic(), seconds, worked_s)
 
     def percentile(self, q: float) -> float | None:
         """The q-th percentile in ms of the latest durations, None before the first."""
@@ -38,8 +42,8 @@ class Timings:
 class Telemetry:
     """Counters and curves of one run."""
 
-    def __init__(self) -> None:
-        self.step, self.predict = Timings(), Timings()
+    def __init__(self, step_ms: float = inf, predict_ms: float = inf) -> None:
+        self.step, self.predict = Timings(step_ms), Timings(predict_ms)
         self.started = time.monotonic()
         self.samples = self.labelled = self.hits = 0
         self._recent: deque[bool] = deque(maxlen=WINDOW)

@@ -25,6 +25,7 @@ from edge_cl.storage.errors import disk_faults
 Part = bytes | bytearray | memoryview
 
 OLD_OR_NEW = "the file is whole, as it was before or as it is new; nothing was acknowledged"
+OLD_OR_NONE = "it is there as it was, or gone; nothing was acknowledged"
 NOTHING_CHANGED = "nothing was changed"
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
@@ -54,6 +55,17 @@ def link_atomic(path: Path, target: str) -> None:
         with discarded_on_failure(folder, temporary):
             os.symlink(target, temporary, dir_fd=folder)
             os.rename(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+        os.fsync(folder)
+
+
+def unlink_durable(path: Path) -> None:
+    """Remove a file or a link for good; nothing happens if there is none.
+
+    Raises StorageFault.
+    """
+    with disk_faults("remove", path, rule=OLD_OR_NONE), open_folder(path.parent) as folder:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path.name, dir_fd=folder)
         os.fsync(folder)
 
 

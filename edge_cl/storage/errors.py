@@ -3,9 +3,12 @@
 StorageError
 ├── StorageFault       the operating system refused: disk full, read-only, broken, no right
 ├── StateDirError      the state directory is not one that this daemon may use
-├── StateBusy          another daemon holds the state directory
+├── StateBusy          another process holds the state directory, or its shelf
+├── ShelfError         the shelf cannot do what was asked of it
+├── KeyFileError       a key cannot be used to sign or to verify
 ├── DamagedFile        a file is not what was once written
 ├── TemplateError      the ONNX template could not be built or filled
+├── VariantError       no smaller variant of a model could be made
 └── SnapshotMismatch   the ONNX model does not answer as the learner does
 """
 
@@ -50,15 +53,31 @@ class StateDirError(StorageError):
 
 
 class StateBusy(StorageError):  # noqa: N818 - it says what happened
-    """Another process holds the lock; `pid` is its number, 0 if it has not written it down yet.
+    """Another process holds the lock; `pid` is its number, 0 if it is not known.
 
-    Raised when a state directory is opened twice.
+    Raised when a state directory is opened twice, and when the shelf's short lock is not free in time.
     """
 
-    def __init__(self, path: Path, pid: int) -> None:
+    def __init__(
+        self, path: Path, pid: int, *, hint: str = "stop that daemon first, or name another directory"
+    ) -> None:
         holder = f"process {pid}" if pid else "another process"
-        super().__init__(f"{path} is in use by {holder}", hint="stop that daemon first, or name another directory")
+        super().__init__(f"{path} is in use by {holder}", hint=hint)
         self.pid = pid
+
+
+class ShelfError(StorageError):
+    """There is no such snapshot, none to go back to, or `current` is pinned.
+
+    Raised before anything on the shelf is changed.
+    """
+
+
+class KeyFileError(StorageError):
+    """A key file is missing, open to others, encrypted or no Ed25519 key, or the extra that reads it is missing.
+
+    Raised before anything is signed or verified.
+    """
 
 
 class DamagedFile(StorageError):  # noqa: N818 - it says what happened
@@ -72,6 +91,13 @@ class TemplateError(StorageError):
     """The message is the child's own, or names the weight that does not fit.
 
     Raised when the graph is not valid ONNX, the child died or was late, or weights differ from the template's.
+    """
+
+
+class VariantError(StorageError):
+    """The message is the child's own.
+
+    Raised when a model cannot be brought into fewer bits, or the child that does it died or was late.
     """
 
 

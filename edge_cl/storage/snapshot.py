@@ -1,7 +1,7 @@
 """Weights → ONNX bytes → proof that they answer as the learner does.
 
 Must not know the learner, nor where the bytes go. A snapshot is the template's bytes with other weights in place and
-the metadata behind, one memory copy: no exporter, no graph, no onnx. onnxruntime is imported at the first `verify`.
+the metadata behind, one memory copy: no exporter, no graph, no onnx. onnxruntime is imported with the first `Deployed`.
 
     template.model[: offset₁] weight₁ template.model[offset₁ + nbytes₁ : offset₂] weight₂ … metadata_props
 """
@@ -42,37 +42,50 @@ def fill(template: Template, weights: Mapping[str, np.ndarray], metadata: Mappin
     return b"".join([*parts, model[at:], metadata_props(metadata)])
 
 
+class Deployed:
+    """A model as those run it who deploy it: by onnxruntime alone, with one thread.
+
+    Raises SnapshotMismatch if it keeps weights in other files, or onnxruntime refuses to load or run it.
+    """
+
+    def __init__(self, model: bytes) -> None:
+        _refuse_external_data(model)
+        self._session = _session(model)
+        self._input = self._session.get_inputs()[0].name
+
+    def __call__(self, x: np.ndarray, *, batch: int = 256) -> np.ndarray:
+        """What it gives (N, C) float64 for raw samples x (N, …) float32: outputs side by side, a score last."""
+        return np.concatenate([self._run(x[start : start + batch]) for start in range(0, max(1, len(x)), batch)])
+
+    def _run(self, x: np.ndarray) -> np.ndarray:
+        try:
+            outputs = self._session.run(None, {self._input: x})
+        except Exception as exc:  # onnxruntime's classes share no base of their own
+            raise SnapshotMismatch(f"onnxruntime does not run the model: {exc}") from exc
+        return np.concatenate(outputs, axis=1, dtype=np.float64)
+
+
 def verify(
-    model: bytes, x: np.ndarray, expected: np.ndarray, *, tolerance: float = 1e-5, probabilities: bool = True
+    deployed: Deployed, x: np.ndarray, expected: np.ndarray, *, tolerance: float = 1e-5, probabilities: bool = True
 ) -> float:
-    """The largest absolute difference between onnxruntime's answers and the learner's, found small enough.
+    """The largest absolute difference between the model's answers and the learner's, found small enough.
 
     |a − b| ≤ tolerance · max(1, |b|) for each answer a and expected b, once with all rows as one batch and once with
-    the first row alone. x (N, …) float32, expected (N, C) what the model gives, its outputs side by side, N ≥ 1. One
-    thread. Raises SnapshotMismatch if a difference is larger, an answer is not finite, a row of `probabilities` does
-    not sum to 1, the model has external data or onnxruntime refuses it; ValueError if N is 0.
+    the first row alone. x (N, …) float32, expected (N, C) what the model gives, its outputs side by side, N ≥ 1.
+    Raises SnapshotMismatch if a difference is larger, an answer is not finite or a row of `probabilities` does not sum
+    to 1; ValueError if N is 0.
     """
     if len(x) == 0:
         raise ValueError("x: nothing to compare with (0 rows)")
-    _refuse_external_data(model)
-    session = _session(model)
-    given = [_answer(session, x[:n]) for n in (1, len(x))]
+    given = [deployed(x[:n], batch=len(x)) for n in (1, len(x))]
     if probabilities:
         _check_sums(given[-1])
     return max(_difference(answer, expected[: len(answer)], tolerance) for answer in given)
 
 
-def answers(model: bytes, x: np.ndarray, *, batch: int = 256) -> np.ndarray:
-    """What the model gives (N, C) for raw samples x (N, …) float32, by onnxruntime with one thread.
-
-    Outputs side by side, the score of one without classes last. Raises SnapshotMismatch.
-    """
-    session = _session(model)
-    return np.concatenate([_answer(session, x[start : start + batch]) for start in range(0, len(x), batch)])
-
-
 def _check_names(template: Template, weights: Mapping[str, np.ndarray]) -> None:
     missing, unknown = template.offsets.keys() - weights.keys(), weights.keys() - template.offsets.keys()
+    unknown -= template.unused
     if missing or unknown:
         raise TemplateError(
             f"weights differ from the template's: missing {sorted(missing)}, unknown {sorted(unknown)}",
@@ -95,20 +108,12 @@ def _session(model: bytes) -> "onnxruntime.InferenceSession":
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.enable_cpu_mem_arena = False  # the arena keeps what it once took; this session answers twice
+    options.enable_cpu_mem_arena = False  # the arena keeps the most it ever took; answers here are few
     options.log_severity_level = 4  # what it has to say comes as an exception
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as exc:  # onnxruntime's classes share no base of their own
-        raise SnapshotMismatch(f"onnxruntime does not load the model: {exc}") from exc
-
-
-def _answer(session: "onnxruntime.InferenceSession", x: np.ndarray) -> np.ndarray:
-    try:
-        outputs = session.run(None, {session.get_inputs()[0].name: x})
     except Exception as exc:  # as above
-        raise SnapshotMismatch(f"onnxruntime does not run the model: {exc}") from exc
-    return np.concatenate(outputs, axis=1, dtype=np.float64)
+        raise SnapshotMismatch(f"onnxruntime does not load the model: {exc}") from exc
 
 
 def _check_sums(answer: np.ndarray) -> None:

@@ -15,12 +15,12 @@ import fcntl
 import json
 import os
 import stat
-import time
 from pathlib import Path
 from types import TracebackType
 
 from edge_cl.storage.atomic import NOTHING_CHANGED, is_temporary, open_folder, read_whole, write_atomic
 from edge_cl.storage.errors import StateBusy, StateDirError, disk_faults
+from edge_cl.storage.lock import lock_in_time
 
 FORMAT = 1
 FORMAT_NAME = ".format"
@@ -30,7 +30,6 @@ LOCK_NAME = "lock"
 _HARMLESS = {LOCK_NAME, "lost+found"}
 # running_pid() takes the lock for some microseconds to see whether it is free: a start must outlast that.
 _LOCK_PATIENCE_S = 0.2
-_LOCK_PAUSE_S = 0.01
 
 
 class StateDir:
@@ -173,7 +172,7 @@ def _check_empty(path: Path) -> None:
 def _take_lock(path: Path) -> int:
     lock = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        if not _locked_in_time(lock):
+        if not lock_in_time(lock, _LOCK_PATIENCE_S):
             raise StateBusy(path, _noted_pid(lock))
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)  # not synced: it means nothing after a power cut
@@ -181,18 +180,6 @@ def _take_lock(path: Path) -> int:
         os.close(lock)
         raise
     return lock
-
-
-def _locked_in_time(lock: int) -> bool:
-    deadline = time.monotonic() + _LOCK_PATIENCE_S
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(_LOCK_PAUSE_S)
 
 
 def _noted_pid(lock: int) -> int:

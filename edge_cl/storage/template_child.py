@@ -1,7 +1,8 @@
 """The child process that builds the template: graph JSON on stdin, model and offsets on stdout, errors on stderr.
 
-The only file that imports onnx, and a script of its own: it must not import the rest of edge_cl, so that it starts
-under `python -I` from any folder. The request is {"path": the parent's sys.path, "graph": graph}, where graph has
+A script of its own: it must not import the rest of edge_cl before it has the parent's sys.path, so that it starts under
+`python -I` from any folder. The request is {"path": that sys.path, "builder": name, "graph": graph}; a builder is a
+module with a `build` that takes the place of the one here. The graph has
 
     opset      17
     input      {"name", "shape"}: float32, the batch dimension 'batch' is put in front
@@ -9,14 +10,17 @@ under `python -I` from any folder. The request is {"path": the parent's sys.path
     nodes      [{"op", "inputs", "outputs", "attributes"}], ONNX's own names
     weights    {name: shape}: float32, written anew at each snapshot
     constants  {name: {"dtype", "values"}}
+    backbone   {"path", "sha256", "shape", "layout", "n_features"}, if it is to stand behind one: see backbone_graph.py
 
 Each weight is found by value: it is filled with random bits and looked for in the serialised model, where these bits
 must occur exactly once. A name would prove nothing (exporters fold and rename), a value cannot be elsewhere.
 """
 
+import importlib
 import json
 import os
 import sys
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,31 +30,45 @@ if TYPE_CHECKING:
 # Opset 17 came with ONNX 1.12 and its IR version 8; every onnxruntime since 1.12 (2022) loads that.
 IR_VERSION = 8
 
+OWN_WORDS = "\0"  # on stderr, begins what this program itself says
+
 # One weight of 4 random bytes is elsewhere in a model of n bytes with probability n / 2³¹, for 1 MB 1 in 2,000:
 # 16 misses in a row will not be seen.
 ATTEMPTS = 16
 
 
+@dataclass
+class Built:
+    """A serialised model, (offset, nbytes) of each weight in it, the weights without a place, and the opset."""
+
+    model: bytes
+    offsets: dict[str, tuple[int, int]]
+    opset: int
+    unused: list[str] = field(default_factory=list)
+
+
 def main() -> int:
-    """Read a request, write the answer; 0, or 1 with a message on stderr."""
+    """Read a request, write the answer; 0, or 1 with a message on stderr, behind whatever libraries said."""
     answer = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not end up inside the answer
     os.nice(10)  # learning goes first
     try:
         request = json.load(sys.stdin)
         sys.path += [folder for folder in request["path"] if folder and folder not in sys.path]
-        model, offsets = build(request["graph"])
+        builder = request.get("builder")
+        made = (build if builder is None else importlib.import_module(builder).build)(request["graph"])
     except Exception as exc:
-        sys.stderr.write(f"{type(exc).__name__}: {exc}\n")
+        sys.stderr.write(f"{OWN_WORDS}{type(exc).__name__}: {exc}\n")
         return 1
     with answer:
-        answer.write(json.dumps({"model_bytes": len(model), "offsets": offsets}).encode() + b"\n")
-        answer.write(model)
+        header = {"model_bytes": len(made.model), "offsets": made.offsets, "unused": made.unused, "opset": made.opset}
+        answer.write(json.dumps(header).encode() + b"\n")
+        answer.write(made.model)
     return 0
 
 
-def build(graph: dict[str, Any]) -> tuple[bytes, dict[str, tuple[int, int]]]:
-    """The serialised model and (offset, nbytes) of each weight in it.
+def build(graph: dict[str, Any]) -> Built:
+    """The model of a graph, and where its weights lie.
 
     Raises KeyError, ValueError and onnx's own errors for a graph that is none.
     """
@@ -60,7 +78,7 @@ def build(graph: dict[str, Any]) -> tuple[bytes, dict[str, tuple[int, int]]]:
     for name, shape in graph["weights"].items():
         if 0 in shape:
             raise ValueError(f"weight {name} has no elements (shape {shape})")
-    model = describe(graph)
+    model = behind_backbone(describe(graph), graph)
     for attempt in range(ATTEMPTS):
         rng = np.random.default_rng(attempt)
         patterns = {tensor.name: fill_randomly(tensor, rng) for tensor in weights_of(model, graph)}
@@ -69,8 +87,23 @@ def build(graph: dict[str, Any]) -> tuple[bytes, dict[str, tuple[int, int]]]:
         content = model.SerializeToString()
         offsets = locate(content, patterns)
         if offsets is not None:
-            return content, offsets
+            return Built(content, offsets, opset_of(model))
     raise ValueError(f"no weight pattern was unique in {ATTEMPTS} attempts")
+
+
+def behind_backbone(model: "onnx.ModelProto", graph: dict[str, Any]) -> "onnx.ModelProto":
+    """The model, or the one graph of a backbone and the model if there is to be one."""
+    if graph.get("backbone") is None:
+        return model
+    # Not before: in a graph of its own this file needs nothing but onnx.
+    from edge_cl.storage.backbone_graph import merged
+
+    return merged(model, graph["backbone"])
+
+
+def opset_of(model: "onnx.ModelProto") -> int:
+    """Version of ONNX's own operators in it."""
+    return next(int(opset.version) for opset in model.opset_import if opset.domain in ("", "ai.onnx"))
 
 
 def describe(graph: dict[str, Any]) -> "onnx.ModelProto":

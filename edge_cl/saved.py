@@ -1,0 +1,63 @@
+"""The learner in a state directory, rebuilt from its checkpoint alone: how it was configured is saved beside it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from edge_cl import assembly
+from edge_cl.config import Config
+from edge_cl.errors import OperatorError
+from edge_cl.learning.online_learner import OnlineLearner
+from edge_cl.storage.checkpoint import CheckpointStore
+from firmware_bridge.sample import Schema
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A learner as it was when it was last saved, and what it was made of."""
+
+    config: Config
+    schema: Schema
+    task: assembly.Task
+    learner: OnlineLearner
+    label_names: tuple[str, ...]
+
+
+def described(config: Config, schema: Schema) -> dict[str, Any]:
+    """What `load_saved` needs of a checkpoint's meta, beside the learner's own state and `label_names`."""
+    return {"config": config.model_dump(mode="json"), "schema": json.loads(json.dumps(asdict(schema)))}
+
+
+def load_saved(state: Path) -> Saved:
+    """The learner last saved in a state directory; changes nothing there and takes no lock.
+
+    Raises OperatorError if none was saved yet, or by an edge_cl that did not note how it was configured, and
+    StorageError as `CheckpointStore.load`.
+    """
+    found = CheckpointStore(state).load()
+    if found is None:
+        raise OperatorError(
+            f"{state}: no learner was saved there yet", hint="a daemon saves one every storage.checkpoint_every_s"
+        )
+    try:
+        config = Config.model_validate(found.meta["config"])
+        schema = Schema(**{key: _as_tuple(value) for key, value in found.meta["schema"].items()})
+    except (KeyError, TypeError, ValidationError):
+        raise OperatorError(
+            f"{state}: the checkpoint does not say how its learner is configured, as this edge_cl would read it",
+            hint=f"a run of this version saves it anew: edge-cl run --state {state}",
+        ) from None
+    task = assembly.task_of(config, schema)
+    blueprint = assembly.blueprint_of(config, task)
+    learner = assembly.make_learner(config, task, blueprint, assembly.plan_of(config, task, blueprint), seed=0)
+    learner.restore(found.arrays, found.meta["learner"])
+    return Saved(config, schema, task, learner, tuple(found.meta["label_names"]))
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
