@@ -281,7 +281,7 @@ def test_the_pictures_are_the_tools_and_show_the_screen_as_it_is_now(fresh_pictu
             assert one.stat().st_size < PICTURE_BYTES
     # A fact that came to the summary: time to run the tool again. (The running screen shows messages, too.)
     facts = {word for word in words(fresh_pictures[1]) if re.fullmatch(r"[a-z]+", word)}
-    assert facts - {"none"} <= set(words(PICTURES[1]))
+    assert facts - {"none", "governor"} <= set(words(PICTURES[1]))  # a busy machine has its governor's word there
 
 
 @pytest.mark.parametrize("picture", PICTURES, ids=lambda picture: picture.name)

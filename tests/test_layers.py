@@ -30,7 +30,7 @@ FLOORS = [
     ["edge_cl.report"],
     ["edge_cl.daemon", "edge_cl.export"],
     ["edge_cl.check"],
-    ["edge_cl.cli_check", "edge_cl.cli_evaluate", "edge_cl.cli_snapshots", "edge_cl.cli_export"],
+    ["edge_cl.cli_check", "edge_cl.cli_evaluate", "edge_cl.cli_export", "edge_cl.cli_snapshots"],
     ["edge_cl.cli"],
     ["edge_cl.__main__"],
 ]
