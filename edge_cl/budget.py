@@ -17,7 +17,6 @@ from edge_cl.learning.outline import Outline
 from edge_cl.learning.replay import bytes_per_sample
 
 GRAPH_BYTES = 8 * 1024  # what a template holds beside weights: nodes, names, shapes, metadata
-MODELS = 4  # bytes of so many models: the template, the copy that is filled, and two that are open to be compared
 LEAST_REPLAY = 1
 
 
@@ -74,10 +73,10 @@ def plan(
     """Count all else first; what the budget leaves goes to replay, up to `replay_limit` samples and `replay_bytes`.
 
     For P parameters: 4 P parameters + 2 P anchor (float16) + P Fisher codes + P / 2 working slices of the pull
-    + 16 P snapshot (template, filled copy, and the two that are compared) + `method_bytes` of the methods chosen + exam
-    + queue + window + the rows of a step + replay.
+    + 8 P snapshot (the template and the copy that is filled) + `method_bytes` of the methods chosen + exam + queue
+    + window + the rows of a step + replay.
     Without `descends` there is no anchor, Fisher, workspace and batch. A GPU pulls all parameters at once and holds the
-    rows of a step a second time. A backbone counts with its file, once by itself and in each of those models, and the
+    rows of a step a second time. A backbone counts with its file, once by itself and twice in the snapshot, and the
     rows of a step and of replay are then its features; those of the exam, of `dtype`, never are.
     Raises BudgetExceeded, with what is missing and what would mend it, if not one sample of replay is left.
     """
@@ -94,9 +93,7 @@ def plan(
         Part("batch", descends * (2 if on_gpu else 1) * batch_bytes(batch_rows, outline.shape, learnt, replay_logits)),
         *([Part("methods", method_bytes)] if method_bytes else []),
         *_brought(outline),
-        Part(
-            "snapshot", MODELS * (4 * P + GRAPH_BYTES + outline.extra_bytes + (backbone.model_bytes if backbone else 0))
-        ),
+        Part("snapshot", 2 * (4 * P + GRAPH_BYTES + outline.extra_bytes + (backbone.model_bytes if backbone else 0))),
         Part("exam", exam_samples * exam_sample),
         Part("queue", queue_bytes),
         Part("window", window_bytes),
