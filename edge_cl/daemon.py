@@ -270,15 +270,15 @@ class Daemon:
             self.rehearsal_steps = max(1, int(self.config.budget.consolidation_ms / took_ms * rehearsed))
         exam = self._examine()
         self.report.consolidated(exam)
-        self._try("snapshot", self._publish)
+        self._try("snapshot", lambda: self._publish(exam))
         give_back()
         self.report.tick()
 
     def _examine(self) -> dict[int, tuple[int, float]]:
         return self.learner.examine() if self.needs_labels else {}
 
-    def _publish(self) -> None:
-        published = self.publisher.publish(tuple(self.label_names))
+    def _publish(self, exam: dict[int, tuple[int, float]]) -> None:
+        published = self.publisher.publish(tuple(self.label_names), exam)
         if published.state == "bad":
             self.report.fault("publishing", f"snapshot {published.id} is kept aside: {published.why}")
         else:

@@ -7,6 +7,8 @@ import os
 import hypothesis
 import pytest
 
+import edge_cl  # noqa: F401  (before any test imports onnxruntime: it switches its reports off)
+
 hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one is slow, not wrong
 hypothesis.settings.load_profile("any machine")
 

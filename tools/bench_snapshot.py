@@ -4,12 +4,13 @@
     python tools/bench_snapshot.py [--json] [--rounds N] [--model mlp cnn2d cnn1d] [--snapshots 1000]
 
 snapshot_ms is Publisher.publish as the daemon calls it, after a learning step each time: weights into the template,
-onnxruntime's answers against the learner's, the exam against the snapshot before, six fsyncs. Its parts are timed on
-the same learner beside it: fill_ms until the model's bytes are there, verify_ms, shelf_ms. Half of the rounds come
-before the exports and half behind them. first_export_ms and later_export_ms are torch.onnx.export in a fresh process,
-a file that is neither verified nor synced; torchscript_* the same with the older exporter, which is deprecated.
-rss_growth_mb is that of a process that does nothing but learn a step and publish. onnx_predict_us and torch_predict_us
-are one answer to one raw sample. One thread, one core; medians.
+onnxruntime's answers against the learner's, the exam against the snapshot before, the shelf's fsyncs; snapshot_cpu_ms
+of it on the processor, the rest waiting for the disk and for other processes. Its parts are timed on the same learner
+beside it: fill_ms until the model's bytes are there, verify_ms, shelf_ms.
+Half of the rounds come before the exports and half behind them. first_export_ms and later_export_ms are
+torch.onnx.export in a fresh process, a file that is neither verified nor synced; torchscript_* the same with the older
+exporter, which is deprecated. rss_growth_mb is that of a process that only learns a step, publishes, and gives free
+memory back. onnx_predict_us and torch_predict_us are one answer to one raw sample. One thread, one core; medians.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ MODELS = {"mlp": "W1", "cnn2d": "W2", "cnn1d": "HAR"}
 ROUNDS, WARM_UP, ANSWERS = 60, 5, 50
 SNAPSHOTS, SNAPSHOTS_BEFORE = 1000, 100
 LATER = 5  # exports after the first
-MS = ("snapshot_ms", "fill_ms", "verify_ms", "shelf_ms")
+MS = ("snapshot_ms", "snapshot_cpu_ms", "fill_ms", "verify_ms", "shelf_ms")
 CHILDREN = Path(__file__).parent / "bench"
 
 
@@ -105,9 +106,10 @@ def measure(workload: Workload, options: argparse.Namespace) -> dict[str, Any]:
 
 def _round(made: Publishing) -> dict[str, float]:
     made.learn()
-    started = time.perf_counter_ns()
+    started, at_work = time.perf_counter_ns(), time.thread_time_ns()
     made.publish()
-    return {"snapshot_ms": (time.perf_counter_ns() - started) / 1e6, **made.parts()}
+    worked, took = time.thread_time_ns() - at_work, time.perf_counter_ns() - started
+    return {"snapshot_ms": took / 1e6, "snapshot_cpu_ms": worked / 1e6, **made.parts()}
 
 
 def _exporters() -> list[str]:

@@ -5,11 +5,14 @@ python consumer.py [FILE]     a sample a line, as CSV or a JSON list, or a .npy 
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # newer ones send usage data to their maker
 import onnxruntime
 
 HERE = Path(__file__).parent

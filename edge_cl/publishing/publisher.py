@@ -22,7 +22,7 @@ from edge_cl.learning.objective import Reconstruction
 from edge_cl.learning.online_learner import OnlineLearner
 from edge_cl.learning.template_head import template_head
 from edge_cl.publishing.agreement import Agreement
-from edge_cl.publishing.provenance import Provenance, as_metadata
+from edge_cl.publishing.provenance import Exam, Provenance, as_metadata
 from edge_cl.publishing.trial import Trial, clearly_worse, losses
 from edge_cl.storage.errors import DamagedFile, TemplateError
 from edge_cl.storage.inspection import exam_accuracy
@@ -85,16 +85,18 @@ class Publisher:
         """Seconds since this run last published, None if it has not yet."""
         return None if self._published_at is None else time.monotonic() - self._published_at
 
-    def publish(self, label_names: tuple[str, ...]) -> Published:
+    def publish(self, label_names: tuple[str, ...], exam: Exam | None = None) -> Published:
         """Fill the template, verify its answers against the learner's, and put it on the shelf: as `current`, or aside.
 
+        `exam` is how the learner just did in it, if that is known.
         It is on trial while there is one before it to be compared with; its state and `why` say what became of it.
         Raises SnapshotMismatch, TemplateError or StorageFault; `current` then stays.
         """
         template = self._built(len(label_names))
         probes, examined = self._probes(), self._exam()
         with self._head():
-            exam = {} if self._without_classes else self._learner.examine()
+            if exam is None or self._config.snapshots.head != "learnt":
+                exam = {} if self._without_classes else self._learner.examine()
             facts = self._provenance.facts(label_names, exam, self._outputs(label_names)) | {"opset": template.opset}
             values = weights(self._network, self._n_classes, self._learner.seen.numpy())
             model = fill(template, values, as_metadata(facts))
@@ -214,14 +216,14 @@ class Publisher:
         return np.column_stack([answers, self._learner.losses(x)]) if self._without_classes else answers
 
     def _probes(self) -> NDArray[Any]:
-        """Real samples, half of them where so many are held, and random ones over the range each channel has shown."""
+        """Real samples, of the exam and of what is replayed, and random ones over the range each channel has shown."""
         real = self._learner.examples(MOST_LOOKED_AT)
         if len(real):
             positions = tuple(range(real.ndim - 1))
             low, high = real.min(positions).astype(np.float64), real.max(positions).astype(np.float64)  # (C,)
         else:
             low, high = self._usual_range()
-        real = real[: PROBES // 2]
+        real = np.concatenate([self._exam()[: PROBES // 4].astype(real.dtype), real])[: PROBES // 2]
         drawn = np.random.default_rng(PROBE_SEED).uniform(low, high, (PROBES - len(real), *self._task.shape))
         return np.concatenate([real, drawn.astype(self._task.dtype)])
 

@@ -69,24 +69,26 @@ class Publishing:
         self.publisher.prepare(workload.n_classes)
         self.provenance = Provenance.of(self.learner, task, schema, self.config)
         self.shelf = Shelf(folder / "parts", self.config.snapshots.keep)
+        self.exam = self.learner.examine()
         for shelf in (self.publisher.shelf, self.shelf):
             shelf.folder.parent.mkdir()
         self.template = start_build(*template_request(self.config, self.learner, workload.n_classes)).result(PATIENCE_S)
 
     def learn(self) -> None:
-        """One step instead of the hundred between two snapshots of a daemon; the last one's trial is over then."""
+        """One step instead of the hundred between two snapshots, and the exam that comes with a consolidation."""
         x, y = next(self.batches)
         self.publisher.judge(x, y)
         self.learner.learn(x, y)
+        self.exam = self.learner.examine()
 
     def publish(self) -> None:
         """A snapshot of what was learnt, as the daemon makes it."""
-        self.kept_aside += self.publisher.publish(self.names).state == "bad"
+        self.kept_aside += self.publisher.publish(self.names, self.exam).state == "bad"
 
     def snapshot(self) -> bytes:
         """The model's bytes alone."""
         outputs = {"name": "probabilities", "shape": ["batch", len(self.names)]}
-        facts = self.provenance.facts(self.names, self.learner.examine(), outputs)
+        facts = self.provenance.facts(self.names, self.exam, outputs)
         values = weights(self.learner.network, len(self.names), self.learner.seen.numpy())
         return fill(self.template, values, as_metadata(facts))
 
