@@ -241,7 +241,7 @@ class Daemon:
     def _note_step(self, took_s: float, worked_s: float) -> None:
         """A step is over: what that means for the next ones. `worked_s` is what this thread had of the processor."""
         self.telemetry.step.add(took_s, worked_s)
-        if self.governor.took(time.monotonic(), took_s, worked_s):
+        if self.governor.took(time.monotonic(), self._counted_s(took_s, worked_s), worked_s):
             self.report.say(f"governor: {self.governor.decision}")
 
     def _look_at_clocks(self) -> None:
@@ -263,9 +263,9 @@ class Daemon:
         if self.learner.steps == 0:
             return
         self._check_finite()
-        started = time.perf_counter()
+        started, at_work = time.perf_counter(), time.thread_time()
         rehearsed = self.learner.consolidate(most_steps=self.rehearsal_steps)
-        took_ms = (time.perf_counter() - started) * 1e3
+        took_ms = 1e3 * self._counted_s(time.perf_counter() - started, time.thread_time() - at_work)
         if rehearsed:  # measuring the Fisher is a part of it, so the guess is on the safe side
             self.rehearsal_steps = max(1, int(self.config.budget.consolidation_ms / took_ms * rehearsed))
         exam = self._examine()
@@ -289,6 +289,10 @@ class Daemon:
         """Let the snapshot on trial, and the one before it, answer what the learner has not learnt yet."""
         if decided := self.publisher.judge(x, y):
             self.report.say(decided)
+
+    def _counted_s(self, took_s: float, worked_s: float) -> float:
+        """How much of a time counts against its limit: of a recording, which loses nothing by waiting, its own work."""
+        return worked_s if self.url.startswith("recording:") else took_s
 
     def _complete(self) -> None:
         """The stream is over: learn what waits, and leave a snapshot of all that was learnt."""

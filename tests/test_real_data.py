@@ -15,13 +15,9 @@ DATA = Path(__file__).parents[2] / "shared" / "data"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="needs the real recordings beside the project")
 
 
-# A machine that is busy with other tests must not make another learner of the same recording (docs/DESIGN.md).
-ROOM = ("-s", "budget.step_ms=600000", "-s", "budget.consolidation_ms=600000")
-
-
 def run(capsys: pytest.CaptureFixture[str], state: Path, source: str) -> dict[str, Any]:
     with pytest.raises(SystemExit) as caught:
-        main(["run", "--once", "--json", "--state", str(state), "--source", f"recording:{DATA}/{source}", *ROOM])
+        main(["run", "--once", "--json", "--state", str(state), "--source", f"recording:{DATA}/{source}"])
     assert caught.value.code == 0
     return dict(json.loads(capsys.readouterr().out.splitlines()[-1]))
 
