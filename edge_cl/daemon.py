@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from edge_cl import assembly
 from edge_cl.config import Config
 from edge_cl.errors import EdgeError
-from edge_cl.governor import Governor
+from edge_cl.governor import Governor, UsualWork
 from edge_cl.heap import give_back
 from edge_cl.publishing.publisher import Publisher
 from edge_cl.report import Report
@@ -105,6 +105,7 @@ class Daemon:
         self.telemetry = Telemetry(self.config.budget.step_ms, self.config.budget.predict_ms)
         most_replayed = self.config.replay.per_step if self.learner.replay.capacity else 0
         self.governor = Governor(self.config.budget.step_ms / 1e3, most_replayed)
+        self.recorded, self.usual_work = self.url.startswith("recording:"), UsualWork()
         self.label_names = list(self.task.label_names)
         self.waiting: list[Sample] = []  # labelled observations for the next step
         self.published_steps = 0  # how much of what was learnt the newest snapshot holds
@@ -241,7 +242,10 @@ class Daemon:
     def _note_step(self, took_s: float, worked_s: float) -> None:
         """A step is over: what that means for the next ones. `worked_s` is what this thread had of the processor."""
         self.telemetry.step.add(took_s, worked_s)
-        if self.governor.took(time.monotonic(), self._counted_s(took_s, worked_s), worked_s):
+        if self.recorded:
+            took_s = worked_s = self.usual_work.add(worked_s)
+        if self.governor.took(time.monotonic(), took_s, worked_s):
+            self.usual_work.forget()
             self.report.say(f"governor: {self.governor.decision}")
 
     def _look_at_clocks(self) -> None:
@@ -265,7 +269,7 @@ class Daemon:
         self._check_finite()
         started, at_work = time.perf_counter(), time.thread_time()
         rehearsed = self.learner.consolidate(most_steps=self.rehearsal_steps)
-        took_ms = 1e3 * self._counted_s(time.perf_counter() - started, time.thread_time() - at_work)
+        took_ms = 1e3 * (time.thread_time() - at_work if self.recorded else time.perf_counter() - started)
         if rehearsed:  # measuring the Fisher is a part of it, so the guess is on the safe side
             self.rehearsal_steps = max(1, int(self.config.budget.consolidation_ms / took_ms * rehearsed))
         exam = self._examine()
@@ -289,10 +293,6 @@ class Daemon:
         """Let the snapshot on trial, and the one before it, answer what the learner has not learnt yet."""
         if decided := self.publisher.judge(x, y):
             self.report.say(decided)
-
-    def _counted_s(self, took_s: float, worked_s: float) -> float:
-        """How much of a time counts against its limit: of a recording, which loses nothing by waiting, its own work."""
-        return worked_s if self.url.startswith("recording:") else took_s
 
     def _complete(self) -> None:
         """The stream is over: learn what waits, and leave a snapshot of all that was learnt."""
