@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from edge_cl import assembly
 from edge_cl.config import Config
 from edge_cl.errors import EdgeError
-from edge_cl.governor import Governor, UsualWork
+from edge_cl.governor import Governor, LeastWork
 from edge_cl.heap import give_back
 from edge_cl.publishing.publisher import Publisher
 from edge_cl.report import Report
@@ -105,11 +106,12 @@ class Daemon:
         self.telemetry = Telemetry(self.config.budget.step_ms, self.config.budget.predict_ms)
         most_replayed = self.config.replay.per_step if self.learner.replay.capacity else 0
         self.governor = Governor(self.config.budget.step_ms / 1e3, most_replayed)
-        self.recorded, self.usual_work = self.url.startswith("recording:"), UsualWork()
+        self.recorded, self.least_work = self.url.startswith("recording:"), LeastWork()
         self.label_names = list(self.task.label_names)
         self.waiting: list[Sample] = []  # labelled observations for the next step
         self.published_steps = 0  # how much of what was learnt the newest snapshot holds
         self.rehearsal_steps: int | None = None  # as many as budget.consolidation_ms allows, once one was timed
+        self.rehearsal_step_ms = inf
         self.dropped = {"shape": 0, "label_out_of_range": 0, "label_unmatched": 0, "no_time_to_learn": 0}
         if found is not None:
             self._restore(found, same_source=same_source)
@@ -243,9 +245,9 @@ class Daemon:
         """A step is over: what that means for the next ones. `worked_s` is what this thread had of the processor."""
         self.telemetry.step.add(took_s, worked_s)
         if self.recorded:
-            took_s = worked_s = self.usual_work.add(worked_s)
+            took_s = worked_s = self.least_work.add(worked_s)
         if self.governor.took(time.monotonic(), took_s, worked_s):
-            self.usual_work.forget()
+            self.least_work.forget()
             self.report.say(f"governor: {self.governor.decision}")
 
     def _look_at_clocks(self) -> None:
@@ -271,7 +273,9 @@ class Daemon:
         rehearsed = self.learner.consolidate(most_steps=self.rehearsal_steps)
         took_ms = 1e3 * (time.thread_time() - at_work if self.recorded else time.perf_counter() - started)
         if rehearsed:  # measuring the Fisher is a part of it, so the guess is on the safe side
-            self.rehearsal_steps = max(1, int(self.config.budget.consolidation_ms / took_ms * rehearsed))
+            step_ms = took_ms / rehearsed
+            self.rehearsal_step_ms = min(self.rehearsal_step_ms, step_ms) if self.recorded else step_ms
+            self.rehearsal_steps = max(1, int(self.config.budget.consolidation_ms / self.rehearsal_step_ms))
         exam = self._examine()
         self.report.consolidated(exam)
         self._try("snapshot", lambda: self._publish(exam))

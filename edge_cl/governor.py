@@ -17,27 +17,28 @@ RAISES: Final = 10  # from no replay to all of it
 MOST_SKIPPED: Final = 63  # batches in a row; then one is learnt, to see how things are
 ROOM: Final = 0.7  # of the limit, which steps must keep to before more is tried
 RECENT: Final = 16  # steps since the last change that must show it, but for one of them
-USUAL: Final = 8  # steps of a recording, of which the median counts
+STEPS: Final = 8  # of a recording, of which the quickest counts
 RECENT_SKIPPING: Final = 2  # latest ones that must while most are skipped
 LEAST_PATIENCE_S, MOST_PATIENCE_S = 5.0, 300.0  # between two raises
 IMPATIENT: Final = 4.0  # times the patience before, once more turned out to be too much
 TRUSTED_S: Final = 100.0  # with all replay, after which patience is halved
 
 
-class UsualWork:
-    """The median of the latest USUAL steps' own work, 0 before there are so many.
+class LeastWork:
+    """The least own work of the latest STEPS steps, 0 before there are so many.
 
     It is what counts of a recording, which loses nothing by a late step: only a limit that is too low for the machine
-    then changes what is learnt, and not what else the machine has to do.
+    then changes what is learnt, and not what else the machine has to do. The least, because a shared processor makes
+    a step's own work longer as well.
     """
 
     def __init__(self) -> None:
-        self._worked: deque[float] = deque(maxlen=USUAL)
+        self._worked: deque[float] = deque(maxlen=STEPS)
 
     def add(self, worked_s: float) -> float:
-        """Take one step's and say what is usual."""
+        """Take one step's and say what the least is now."""
         self._worked.append(worked_s)
-        return sorted(self._worked)[USUAL // 2] if len(self._worked) == USUAL else 0.0
+        return min(self._worked) if len(self._worked) == STEPS else 0.0
 
     def forget(self) -> None:
         """Begin anew: from now on steps are others."""
