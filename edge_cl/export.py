@@ -178,7 +178,7 @@ def _real_samples(saved: Saved) -> tuple[NDArray[np.float32], NDArray[np.float32
     """
     learner = saved.learner
     held = [learner.exam] if learner.backbone is not None else [learner.exam, learner.replay]
-    x = [one.take(np.arange(one.size)).astype(np.float32) for one in held]
+    x = [one.held().astype(np.float32) for one in held]
     if not any(map(len, x)):
         raise OperatorError(
             "no real samples of this device are kept, which a smaller model is calibrated and compared with",

@@ -48,6 +48,16 @@ FORBIDDEN = {
     "edge_cl.signals": ["torch", "numpy"],
 }  # fmt: skip
 
+# What the command line is made of.
+COMMANDS = [
+    "edge_cl.cli",
+    "edge_cl.cli_evaluate",
+    "edge_cl.cli_check",
+    "edge_cl.cli_snapshots",
+    "edge_cl.cli_export",
+    "edge_cl.console",
+]
+
 # Who alone may import it.
 ONLY_IN = {
     "onnx": [
@@ -56,23 +66,8 @@ ONLY_IN = {
         "edge_cl.module_export",
         "edge_cl.storage.variants_child",
     ],
-    "typer": [
-        "edge_cl.cli",
-        "edge_cl.cli_evaluate",
-        "edge_cl.cli_check",
-        "edge_cl.cli_snapshots",
-        "edge_cl.cli_export",
-        "edge_cl.console",
-    ],
-    "rich": [
-        "edge_cl.cli",
-        "edge_cl.cli_evaluate",
-        "edge_cl.cli_check",
-        "edge_cl.cli_snapshots",
-        "edge_cl.cli_export",
-        "edge_cl.console",
-        "edge_cl.service",
-    ],
+    "typer": COMMANDS,
+    "rich": [*COMMANDS, "edge_cl.service"],
     "cryptography": ["edge_cl.storage.signature"],
     "jinja2": ["edge_cl.evaluation.report"],
     "matplotlib": ["edge_cl.evaluation.plots"],

@@ -20,6 +20,7 @@ from edge_cl.assembly import template_request
 from edge_cl.check.line import CheckLine
 from edge_cl.check.workload import Workload
 from edge_cl.learning.graph import weights
+from edge_cl.publishing.publisher import BUILD_TIMEOUT_S, PROBES, due_answers
 from edge_cl.service.telemetry import rss_bytes
 from edge_cl.storage.checkpoint import CheckpointStore
 from edge_cl.storage.errors import VariantError
@@ -29,8 +30,6 @@ from edge_cl.storage.variants import Latency, latency, make_variant
 
 T = TypeVar("T")
 
-BUILD_TIMEOUT_S = 120.0
-PROBES = 32  # samples a snapshot must answer like the learner
 REPEATS = 5  # of what is done once in a while; the median is told
 # What a process is that has imported all that the daemon imports, and has done nothing.
 FLOOR = """
@@ -50,9 +49,7 @@ def snapshot_lines(workload: Workload) -> tuple[list[CheckLine], bytes, NDArray[
     seen = learner.seen.cpu().numpy()
     model, fill_ms = _median(lambda: fill(template, weights(learner.network, n_classes, seen), {}))
     x = workload.samples(PROBES)[0]
-    expected = learner.predict(x)[:, :n_classes]
-    if without_classes:
-        expected = np.column_stack([expected, learner.losses(x)])
+    expected = due_answers(learner, x, n_classes)
     probes = x.astype(np.float32)
     _, verify_ms = _median(lambda: verify(Deployed(model), probes, expected, probabilities=not without_classes))
     return (

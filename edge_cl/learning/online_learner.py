@@ -92,7 +92,7 @@ class OnlineLearner:
         if self.exam.size == 0:
             return {}
         labels = self.exam.labels[: self.exam.size]
-        x = self._there(self.features(self.exam.take(np.arange(self.exam.size))))
+        x = self._there(self.features(self.exam.held()))
         right = most_likely(self.objective.answer(self._outputs(x))) == labels
         return {int(c): (int((labels == c).sum()), float(right[labels == c].mean())) for c in np.unique(labels)}
 

@@ -116,6 +116,10 @@ class Reservoir:
             return self._packing.decode(self.items.take(places, 0), out)
         return self.items.take(places, 0, out, mode="clip")  # numpy's other modes make a copy of `out` first
 
+    def held(self) -> NDArray[Any]:
+        """All samples held (size, *shape), in the order of `labels`."""
+        return self.take(np.arange(self.size))
+
     def stored_logits(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
         """Logits (n, n_logits) that came with the samples at those places; NaN if they came without."""
         return self.logits[places].astype(np.float32)

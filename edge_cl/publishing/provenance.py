@@ -14,7 +14,6 @@ from typing import Any
 
 from edge_cl.assembly import TEMPLATES, Task
 from edge_cl.config import Config
-from edge_cl.learning.graph import OPSET
 from edge_cl.learning.online_learner import OnlineLearner
 from firmware_bridge.sample import Schema
 
@@ -43,8 +42,8 @@ class Provenance:
         versions = {name: version(name) for name in ("edge-cl", "torch", "onnx", "onnxruntime")}
         return cls(learner, task, schema, kind, config_sha256, versions)
 
-    def facts(self, label_names: tuple[str, ...], exam: Exam, outputs: Mapping[str, Any]) -> dict[str, Any]:
-        """All of them now; `exam` is samples and accuracy of each class."""
+    def facts(self, label_names: tuple[str, ...], exam: Exam, outputs: Mapping[str, Any], opset: int) -> dict[str, Any]:
+        """All of them now; `exam` is samples and accuracy of each class, `opset` the template's."""
         learner, schema = self.learner, self.schema
         return {
             "schema_version": SCHEMA_VERSION,
@@ -60,7 +59,7 @@ class Provenance:
                 "rate_hz": schema.rate_hz,
             },
             "output": dict(outputs),
-            "opset": OPSET,
+            "opset": opset,
             "model": self.kind,
             "parameters": learner.network.arena.flat.numel(),
             "training": {

@@ -30,6 +30,7 @@ from edge_cl.storage.shelf import Published, Shelf
 from edge_cl.storage.signature import signer
 from edge_cl.storage.snapshot import Deployed, fill, verify
 from edge_cl.storage.template import PendingTemplate, Template, start_build
+from edge_cl.storage.variants import latency
 from firmware_bridge.sample import Schema
 
 BUILD_TIMEOUT_S = 120.0  # a loaded Raspberry Pi imports onnx in some ten seconds
@@ -97,13 +98,13 @@ class Publisher:
         with self._head():
             if exam is None or self._config.snapshots.head != "learnt":
                 exam = {} if self._without_classes else self._learner.examine()
-            facts = self._provenance.facts(label_names, exam, self._outputs(label_names)) | {"opset": template.opset}
+            facts = self._provenance.facts(label_names, exam, self._outputs(label_names), template.opset)
             values = weights(self._network, self._n_classes, self._learner.seen.numpy())
             model = fill(template, values, as_metadata(facts))
-            expected = self._answers(probes)
+            expected = due_answers(self._learner, probes, self._n_classes)
         deployed = Deployed(model)
         difference = verify(deployed, probes.astype(np.float32), expected, probabilities=not self._without_classes)
-        answer_ms = _answer_ms(deployed, probes[:1].astype(np.float32))
+        answer_ms = latency(deployed, probes[:1].astype(np.float32), warm_up=0, timed=TIMED).p50 / 1e3
         proof = {"samples": len(probes), "max_abs_difference": difference, "answer_ms": answer_ms}
         manifest = {**facts, "verification": proof}
         current = self._current()
@@ -207,13 +208,7 @@ class Publisher:
 
     def _exam(self) -> NDArray[np.float32]:
         """The exam's samples (N, *shape)."""
-        exam = self._learner.exam
-        return exam.take(np.arange(exam.size)).astype(np.float32)
-
-    def _answers(self, x: NDArray[Any]) -> NDArray[np.float32]:
-        """What a snapshot is to answer to x (N, *shape): as the learner; without classes, with the score behind."""
-        answers = self._learner.predict(x)[:, : self._n_classes]
-        return np.column_stack([answers, self._learner.losses(x)]) if self._without_classes else answers
+        return self._learner.exam.held().astype(np.float32)
 
     def _probes(self) -> NDArray[Any]:
         """Real samples, of the exam and of what is replayed, and random ones over the range each channel has shown."""
@@ -246,11 +241,7 @@ class Publisher:
         return {"name": "reconstruction", "shape": ["batch", self._network.n_outputs], "beside": score}
 
 
-def _answer_ms(deployed: Deployed, x: NDArray[np.float32]) -> float:
-    """Median milliseconds of an answer to one sample."""
-    took = []
-    for _ in range(TIMED):
-        started = time.perf_counter()
-        deployed(x)
-        took.append(time.perf_counter() - started)
-    return float(np.median(took)) * 1e3
+def due_answers(learner: OnlineLearner, x: NDArray[Any], n_classes: int) -> NDArray[np.float32]:
+    """What a snapshot is to answer to x (N, *shape): as the learner; without classes, with the score behind."""
+    answers = learner.predict(x)[:, :n_classes]
+    return np.column_stack([answers, learner.losses(x)]) if isinstance(learner.objective, Reconstruction) else answers

@@ -129,10 +129,10 @@ def compare(
     )
 
 
-def latency(model: Deployed, sample: np.ndarray) -> Latency:
+def latency(model: Deployed, sample: np.ndarray, *, warm_up: int = WARM_UP, timed: int = TIMED) -> Latency:
     """Time answers to one raw sample (1, …) float32, after a warm-up."""
-    took = np.empty(TIMED)
-    for run in range(-WARM_UP, TIMED):
+    took = np.empty(timed)
+    for run in range(-warm_up, timed):
         started = time.perf_counter()
         model(sample)
         took[run] = time.perf_counter() - started  # the warm-up's are overwritten

@@ -88,7 +88,7 @@ class Publishing:
     def snapshot(self) -> bytes:
         """The model's bytes alone."""
         outputs = {"name": "probabilities", "shape": ["batch", len(self.names)]}
-        facts = self.provenance.facts(self.names, self.exam, outputs)
+        facts = self.provenance.facts(self.names, self.exam, outputs, self.template.opset)
         values = weights(self.learner.network, len(self.names), self.learner.seen.numpy())
         return fill(self.template, values, as_metadata(facts))
 
