@@ -6,6 +6,7 @@ Daemon, `check` and `export` all build their learner here, so that they mean the
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,6 +41,8 @@ TEMPLATES: dict[str, type[NearestMean]] = {
 }
 DEFAULT_CLASSES = 16  # outputs of a learner whose stream does not name its classes
 ON_FEATURES = ("auto", "mlp", "nearest_mean", "slda")  # kinds that take a vector without neighbours in it
+STEPS_QUEUED = 2  # at least, for the journal: one on its way to the disk, one that is made meanwhile
+ENTRY_BYTES = 4096  # names, counters and ids beside an entry's samples
 LEAST_PACKED = 4  # features from which one span and a byte each are fewer bytes than the features
 MODULE_BUILDER = "edge_cl.module_export"  # makes the template of a module; only a child imports it
 
@@ -172,6 +175,7 @@ def plan_of(config: Config, task: Task, blueprint: Outline) -> Plan:
         budget_bytes=config.budget.memory_bytes,
         queue_bytes=config.bridge.queue_bytes,
         window_bytes=task.window_bytes,
+        journal_bytes=journal_queue_of(config, task),
         replay_limit=config.replay.samples if templates is None else 0,
         replay_bytes=config.replay.memory_bytes,
         replay_bits=bits_of(config, blueprint),
@@ -183,6 +187,15 @@ def plan_of(config: Config, task: Task, blueprint: Outline) -> Plan:
         batch_rows=rows_of_a_step(rule),
         on_gpu=device_of(config).type == "cuda",
     )
+
+
+def journal_queue_of(config: Config, task: Task) -> int:
+    """Bytes that may wait for the journal's disk: as configured, and at least STEPS_QUEUED steps; 0 without one."""
+    if config.storage.durability == "checkpoint":
+        return 0
+    sample = math.prod(task.shape) * task.dtype.itemsize
+    step = config.learning.batch_size * sample + task.window_bytes + ENTRY_BYTES
+    return max(config.storage.queue_bytes, STEPS_QUEUED * step)
 
 
 def make_learner(config: Config, task: Task, blueprint: Outline, planned: Plan, *, seed: int) -> OnlineLearner:

@@ -28,6 +28,7 @@ from edge_cl.cli_check import check
 from edge_cl.cli_evaluate import evaluate
 from edge_cl.cli_export import export
 from edge_cl.cli_snapshots import snapshots_app
+from edge_cl.cli_state import purge, state_app
 from edge_cl.console import DEFAULT_STATE, AsJson, ConfigFile, Overrides, SourceUrl, StateDir, data, draw, say
 from edge_cl.errors import ConfigError, Exit
 from edge_cl.exits import explain
@@ -49,6 +50,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="Check, show and explain the configuration.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(snapshots_app, name="snapshots")
+app.add_typer(state_app, name="state")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -137,6 +139,9 @@ def status(
     if pid is None:
         say(f"error: no daemon runs on {state}\nhint: edge-cl run --state {state}")
         raise typer.Exit(Exit.NOT_RUNNING)
+    if refused := last["durable"]["refused"]:
+        say(f"error: nothing is acknowledged: {refused}\nhint: it answers on, and learns again once the disk does")
+        raise typer.Exit(Exit.IO)
 
 
 @app.command()
@@ -158,6 +163,7 @@ app.command()(export)
 
 app.command()(check)
 app.command()(evaluate)
+app.command()(purge)
 
 
 @config_app.command("check")

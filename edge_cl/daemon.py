@@ -18,27 +18,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_cl import assembly
+from edge_cl.budget import Plan
 from edge_cl.config import Config
 from edge_cl.errors import EdgeError
 from edge_cl.governor import Governor, LeastWork
-from edge_cl.heap import give_back
+from edge_cl.heap import give_back, keep
+from edge_cl.keeping import entry
+from edge_cl.keeping.cursor import Cursor
+from edge_cl.keeping.keeper import COMMIT_S, Keeper, slow_disk
+from edge_cl.keeping.recovery import Recovered, bases_for, recover, revive
+from edge_cl.keeping.saved import described
+from edge_cl.learning.online_learner import OnlineLearner
+from edge_cl.learning.outline import Outline
 from edge_cl.publishing.publisher import Publisher
 from edge_cl.report import Report
-from edge_cl.saved import described
 from edge_cl.service.status import Status, Summary
 from edge_cl.service.telemetry import Telemetry
 from edge_cl.signals import Signals
-from edge_cl.storage.checkpoint import Checkpoint, CheckpointStore
-from edge_cl.storage.errors import StorageError
+from edge_cl.storage.checkpoint import CheckpointStore
+from edge_cl.storage.errors import DamagedFile, StorageError
+from edge_cl.storage.migration import migrate
 from edge_cl.storage.snapshot import Deployed
 from edge_cl.storage.state_dir import StateDir
 from firmware_bridge.errors import EndOfSource, SourceLost
 from firmware_bridge.inlet import Inlet
 from firmware_bridge.registry import make_source
-from firmware_bridge.sample import Label, Sample, SampleId
+from firmware_bridge.sample import Label, Sample
 from firmware_bridge.source import Source
 
 POLL_S = 0.1  # the longest the loop waits for a sample before it looks at signals and clocks
+DISK_POLL_S = 0.01  # between two looks for room in the journal, where the source can wait
+EXAM_BYTES = 64  # of one class in the entry of a consolidation
+# What the daemon itself lets go, by reason.
+DROPPED = ("shape", "label_out_of_range", "label_unmatched", "no_time_to_learn", "not_journaled")
 # Counters of the bridge that count no loss: reboots, what was made while nobody listened, frames that came twice or
 # too late (their loss is in wire_lost already), samples that only lost their label, and rows of a test split.
 NOT_DROPPED = {"restarts", "away", "duplicate", "late", "label", "mixed_label", "nonfinite_held_out"}
@@ -70,60 +82,76 @@ class Daemon:
 
         Raises BridgeError, OperatorError, StorageError for what an operator can mend; the state on disk is then intact.
         """
+        keep()
         with ExitStack() as stack:
-            stack.enter_context(StateDir(self.path))
-            self._open(stack)
+            held = stack.enter_context(StateDir(self.path))
+            self._open(held, stack)
             try:
                 why = self._loop()
-                self._checkpoint()
+                self._checkpoint(wait=True)
+                self._look_at_disk()
                 return self.report.finish(self._test_accuracy(), why)
             except SourceLost as exc:
-                self._checkpoint()
+                self._checkpoint(wait=True)
                 self.report.say(str(exc), "failed")
                 raise
             except Exception as exc:
                 self.report.say(str(exc), "failed")
                 raise
 
-    def _open(self, stack: ExitStack) -> None:
+    def _open(self, held: StateDir, stack: ExitStack) -> None:
         """Everything that can refuse, before anything is changed."""
-        found = CheckpointStore(self.path).load()
-        same_source = found is not None and found.meta["source"] == _origin(self.url)
-        position = found.meta["position"] if found and same_source else None
-        self.position = SampleId(*position) if position else None
-        self.source: Source = make_source(self.url, after=self.position, seed=self.seed)
+        recovered, damage = None, None
+        try:
+            recovered = recover(self.path)
+        except DamagedFile as exc:
+            damage = exc
+        same_source = recovered is not None and recovered.source == _origin(self.url)
+        self.cursor = Cursor() if recovered is None else recovered.cursor.carried_over(same_source)
+        self.source: Source = make_source(self.url, after=self.cursor.position, seed=self.seed)
         stack.enter_context(self.source)
         schema = self.source.schema
         self.task = assembly.task_of(self.config, schema)
         blueprint = assembly.blueprint_of(self.config, self.task)
         self.needs_labels = not blueprint.aim
         planned = assembly.plan_of(self.config, self.task, blueprint)
-        self.store = CheckpointStore(self.path, model=assembly.fingerprint(self.task, blueprint))
-        self.store.load()  # refuses the state of another model
+        store = CheckpointStore(self.path, model=assembly.fingerprint(self.task, blueprint))
+        if damage is None:
+            store.load()  # refuses the state of another model
+        migrate(held)
 
-        self.learner = assembly.make_learner(self.config, self.task, blueprint, planned, seed=self.seed)
+        unchanged = recovered is not None and (recovered.saved.config, recovered.saved.schema) == (self.config, schema)
+        self.learner = self._learner(recovered, blueprint, planned, as_it_is=unchanged)
+        faults = [] if recovered is None else recovered.faults
+        if damage is not None:
+            faults = [str(damage), revive(self.learner, self.path)]
+            store.set_aside()
+            self.cursor.consolidated_steps = self.learner.steps
         self.window = assembly.make_window(self.task, schema)
         self.telemetry = Telemetry(self.config.budget.step_ms, self.config.budget.predict_ms)
         most_replayed = self.config.replay.per_step if self.learner.replay.capacity else 0
         self.governor = Governor(self.config.budget.step_ms / 1e3, most_replayed)
         self.recorded, self.least_work = self.url.startswith("recording:"), LeastWork()
         self.label_names = list(self.task.label_names)
-        self.waiting: list[Sample] = []  # labelled observations for the next step
-        self.published_steps = 0  # how much of what was learnt the newest snapshot holds
         self.rehearsal_steps: int | None = None  # as many as budget.consolidation_ms allows, once one was timed
         self.rehearsal_step_ms = inf
-        self.dropped = {"shape": 0, "label_out_of_range": 0, "label_unmatched": 0, "no_time_to_learn": 0}
-        if found is not None:
-            self._restore(found, same_source=same_source)
+        self.dropped = dict.fromkeys(DROPPED, 0)
+        self._go_on()
         self.ends_at = None if self.most_samples is None else self.telemetry.samples + self.most_samples
         self.publisher = Publisher(self.learner, self.task, schema, self.config, self.path)
         stack.callback(self.publisher.close)
-        if self.publisher.current_path is None:
-            self.published_steps = 0
         self.publisher.prepare(len(self.label_names))
         self.inlet = Inlet(self.source, self.config.bridge.queue_bytes)
         stack.callback(self.inlet.close)
-        self.waiting_since = self.checkpointed_at = time.monotonic()
+        self.keeper = Keeper(
+            store,
+            self.config.storage,
+            queue_bytes=assembly.journal_queue_of(self.config, self.task),
+            entry=0 if recovered is None else recovered.entry,
+            bases=bases_for(recovered, changed=not (unchanged and same_source)),
+        )
+        stack.callback(self.keeper.close)
+        self.waiting_since = time.monotonic()
         self.report = Report(
             folder=self.path,
             url=self.url,
@@ -134,18 +162,46 @@ class Daemon:
             governor=self.governor,
             inlet=self.inlet,
             publisher=self.publisher,
+            keeper=self.keeper,
             label_names=self.label_names,
             dropped=self._all_dropped,
             on_status=self.on_status,
             exam=self._examine(),
         )
-        if found is not None:
-            self.report.exam_history = found.meta["exam_history"]
-        resumed = f"going on after {self.learner.learnt:,} samples learnt" if found else "a new learner"
-        self.report.say("; ".join([resumed, *self.store.faults, *self.publisher.faults]))
+        if recovered is not None:
+            self.report.exam_history, self.report.restart = recovered.exam_history, recovered.told
+        self.report.restart["faults"] = faults
+        resumed = f"going on after {self.learner.learnt:,} samples learnt" if self.learner.learnt else "a new learner"
+        self.report.say("; ".join([resumed, *faults, *self.publisher.faults]))
+
+    def _learner(
+        self, recovered: Recovered | None, blueprint: Outline, planned: Plan, *, as_it_is: bool
+    ) -> OnlineLearner:
+        """The learner that was recovered, under the configuration of now; or a new one."""
+        if recovered is not None and as_it_is:
+            return recovered.learner
+        learner = assembly.make_learner(self.config, self.task, blueprint, planned, seed=self.seed)
+        if recovered is not None:
+            arrays, plain = recovered.learner.state()
+            assembly.check_classes(self.task, len(arrays["seen"]), list(recovered.saved.label_names))
+            learner.restore(arrays, plain)
+        return learner
+
+    def _go_on(self) -> None:
+        """Be where the cursor says that the run before was."""
+        cursor = self.cursor
+        self.label_names[:] = self.task.label_names or map(str, range(cursor.n_labels))
+        self.telemetry.restore(*cursor.telemetry)
+        if cursor.governor:
+            self.governor.restore(cursor.governor)
+        self.dropped |= cursor.dropped
+        if self.window is not None and cursor.window:
+            with suppress(ValueError):  # another stride than before: the rows of an unfinished window are let go
+                self.window.load_state(cursor.window)
 
     def _loop(self) -> str:
         """Take what comes until there is a reason to stop, and say which."""
+        self._catch_up()
         while not self.signals.stop:
             try:
                 item = self.inlet.get(POLL_S)
@@ -165,16 +221,31 @@ class Daemon:
             self._look_at_clocks()
         return "stopped by a signal; the next run goes on from here"
 
+    def _catch_up(self) -> None:
+        """Do what the run before would have done next, had it not ended where it did."""
+        self._look_at_disk()
+        if self.learner.is_due:
+            self._consolidate()
+        elif self.publisher.is_behind and self.learner.steps == self.cursor.consolidated_steps:
+            self._try("snapshot", lambda: self._publish(self._examine()))
+        self._answer_ahead()
+
     def _take(self, sample: Sample) -> None:
-        """One sample from the bridge: make observations of it, predict each, and learn when a batch is full."""
-        self.position = sample.id
-        for observation in self._observations(sample):
+        """One sample from the bridge: make observations of it, answer each, and learn when a batch is full."""
+        self.cursor.position = sample.id
+        self.cursor.ahead += self._observations(sample)
+        self._answer_ahead()
+
+    def _answer_ahead(self) -> None:
+        waiting, ahead = self.cursor.waiting, self.cursor.ahead
+        while ahead:
+            observation = ahead.pop(0)
             self._predict(observation)
             if observation.label is not None:
-                if not self.waiting:
+                if not waiting:
                     self.waiting_since = time.monotonic()
-                self.waiting.append(observation)
-            if len(self.waiting) >= self.config.learning.batch_size:  # more if batches were larger in the run before
+                waiting.append(observation)
+            if len(waiting) >= self.config.learning.batch_size:  # more if batches were larger in the run before
                 self._learn()
 
     def _observations(self, sample: Sample) -> list[Sample]:
@@ -224,22 +295,51 @@ class Daemon:
             self.dropped["label_unmatched"] += 1
 
     def _learn(self) -> None:
-        if not self.waiting:
+        """A step on what waits: taken down before it is made, noted once it was."""
+        batch = self.cursor.waiting[:]
+        if not batch:
             return
-        x = np.stack([observation.values for observation in self.waiting])
-        y = np.array([observation.label for observation in self.waiting], dtype=np.int64)
-        self.waiting.clear()
+        self.cursor.waiting.clear()
+        taken_down = self._entry(lambda: entry.learn(batch, self._here(), most_replayed=self.governor.replay))
+        if not self._has_room(len(taken_down)):
+            if self.signals.stop:
+                self.cursor.waiting += batch  # kept by the checkpoint that ends the run
+                return
+            self.dropped["not_journaled"] += len(batch)
+            return
+        x = np.stack([observation.values for observation in batch])
+        y = np.array([observation.label for observation in batch], dtype=np.int64)
         self._try("trial", lambda: self._judge(x, y))
         if self.governor.skips(len(y)):
             self.dropped["no_time_to_learn"] += len(y)
+            self._note(self._entry(lambda: entry.skip(len(y), self._here())))
             return
         started, at_work = time.perf_counter(), time.thread_time()
         step = self.learner.learn(x, y, most_replayed=self.governor.replay)
         _ = step.predicted  # on a GPU the step is over when its answer is there
+        took_s = time.perf_counter() - started
+        self._note(taken_down, len(y), took_s)
         if step.learnt:
-            self._note_step(time.perf_counter() - started, time.thread_time() - at_work)
-        if step.learnt and self.learner.is_due:
+            self._note_step(took_s, time.thread_time() - at_work)
+        if self.learner.is_due:
             self._consolidate()
+
+    def _entry(self, taken_down: Callable[[], bytes]) -> bytes:
+        return taken_down() if self.keeper.has_journal else b""
+
+    def _note(self, taken_down: bytes, samples: int = 0, took_s: float = 0.0) -> None:
+        self.keeper.note(taken_down, self.cursor.position, samples, took_s)
+
+    def _has_room(self, nbytes: int) -> bool:
+        """Whether the journal has room for so many bytes; a source that can wait is made to, if the disk is but slow.
+
+        Where it has none, nothing is learnt that could be lost again: the daemon goes on answering.
+        """
+        while not self.keeper.has_room(nbytes):
+            if self.keeper.refused or not self.source.can_wait or self.signals.stop:
+                return False
+            time.sleep(DISK_POLL_S)
+        return True
 
     def _note_step(self, took_s: float, worked_s: float) -> None:
         """A step is over: what that means for the next ones. `worked_s` is what this thread had of the processor."""
@@ -261,22 +361,39 @@ class Daemon:
         late = now - self.waiting_since > self.config.learning.max_wait_ms / 1e3
         if late and not self.source.can_wait:
             self._learn()
-        if now - self.checkpointed_at > self.config.storage.checkpoint_every_s:
-            self._try("checkpoint", self._checkpoint)
+        self._look_at_disk()
         self.report.tick()
+
+    def _look_at_disk(self) -> None:
+        """Acknowledge what has become durable, save when that is due, and say if the disk refuses."""
+        if self.keeper.poll() and self.keeper.acknowledged is not None:
+            self.source.acknowledge(self.keeper.acknowledged)
+        if self.keeper.is_due:
+            self._checkpoint()
+        if self.keeper.refused is None:
+            self.report.recovered("keeping what is learnt")
+        else:
+            self.report.fault("keeping what is learnt", f"nothing is acknowledged: {self.keeper.refused}")
 
     def _consolidate(self) -> None:
         if self.learner.steps == 0:
             return
         self._check_finite()
+        most = self.rehearsal_steps
+        planned = self._entry(lambda: entry.consolidate(self._here(), most_steps=most, exam={}))
+        if not self._has_room(len(planned) + EXAM_BYTES * len(self.label_names)):
+            return
         started, at_work = time.perf_counter(), time.thread_time()
-        rehearsed = self.learner.consolidate(most_steps=self.rehearsal_steps)
-        took_ms = 1e3 * (time.thread_time() - at_work if self.recorded else time.perf_counter() - started)
+        rehearsed = self.learner.consolidate(most_steps=most)
+        took_s = time.perf_counter() - started
+        took_ms = 1e3 * (time.thread_time() - at_work if self.recorded else took_s)
         if rehearsed:  # measuring the Fisher is a part of it, so the guess is on the safe side
             step_ms = took_ms / rehearsed
             self.rehearsal_step_ms = min(self.rehearsal_step_ms, step_ms) if self.recorded else step_ms
             self.rehearsal_steps = max(1, int(self.config.budget.consolidation_ms / self.rehearsal_step_ms))
         exam = self._examine()
+        self.cursor.consolidated_steps = self.learner.steps
+        self._note(self._entry(lambda: entry.consolidate(self._here(), most_steps=most, exam=exam)), 0, took_s)
         self.report.consolidated(exam)
         self._try("snapshot", lambda: self._publish(exam))
         give_back()
@@ -286,12 +403,13 @@ class Daemon:
         return self.learner.examine() if self.needs_labels else {}
 
     def _publish(self, exam: dict[int, tuple[int, float]]) -> None:
+        if not self.keeper.wait_for(self.keeper.entry, COMMIT_S):
+            raise self.keeper.refused or slow_disk(self.path)
         published = self.publisher.publish(tuple(self.label_names), exam)
         if published.state == "bad":
             self.report.fault("publishing", f"snapshot {published.id} is kept aside: {published.why}")
         else:
             self.report.recovered("publishing")
-            self.published_steps = self.learner.steps
 
     def _judge(self, x: NDArray[Any], y: NDArray[np.int64]) -> None:
         """Let the snapshot on trial, and the one before it, answer what the learner has not learnt yet."""
@@ -301,7 +419,7 @@ class Daemon:
     def _complete(self) -> None:
         """The stream is over: learn what waits, and leave a snapshot of all that was learnt."""
         self._learn()
-        if self.learner.steps > self.published_steps:
+        if self.learner.steps > self.cursor.consolidated_steps:
             self._consolidate()
 
     def _try(self, what: str, action: Callable[[], object]) -> None:
@@ -322,44 +440,28 @@ class Daemon:
                 hint="lower learning.learning_rate, or look for samples with absurd values",
             )
 
-    def _checkpoint(self) -> None:
+    def _here(self) -> Cursor:
+        """Where the daemon is in its stream."""
+        self.cursor.window = self.window.state() if self.window else {}
+        self.cursor.n_labels = len(self.label_names)
+        self.cursor.telemetry = [self.telemetry.samples, self.telemetry.labelled, self.telemetry.hits]
+        self.cursor.governor = self.governor.state()
+        self.cursor.dropped = self.dropped
+        return self.cursor
+
+    def _checkpoint(self, *, wait: bool = False) -> None:
         self._check_finite()
-        self.checkpointed_at = time.monotonic()
         arrays, learner = self.learner.state()
-        window = self.window.state() if self.window else {}
-        arrays = dict(arrays) | {f"window.{k}": v for k, v in window.items() if isinstance(v, np.ndarray)}
-        values = [observation.values for observation in self.waiting]
-        arrays["waiting"] = np.stack(values) if values else np.empty((0, *self.task.shape), self.task.dtype)
+        own, place = self._here().state()
         meta = {
             **described(self.config, self.source.schema),
             "learner": learner,
             "source": _origin(self.url),
-            "position": list(self.position) if self.position else None,
-            "window": {k: v for k, v in window.items() if not isinstance(v, np.ndarray)},
-            "waiting": [[*o.id, o.time_us, o.label] for o in self.waiting],
             "label_names": self.label_names,
             "exam_history": self.report.exam_history,
-            "published_steps": self.published_steps,
-            "governor": self.governor.state(),
-            "telemetry": [self.telemetry.samples, self.telemetry.labelled, self.telemetry.hits],
+            **place,
         }
-        self.store.save(arrays, meta)
-
-    def _restore(self, found: Checkpoint, *, same_source: bool) -> None:
-        arrays, meta = found.arrays, found.meta
-        assembly.check_classes(self.task, len(arrays["seen"]), meta["label_names"])
-        self.learner.restore(arrays, meta["learner"])
-        self.label_names[:] = self.task.label_names or meta["label_names"]
-        self.published_steps = meta["published_steps"]
-        self.telemetry.restore(*meta["telemetry"])
-        if "governor" in meta:  # states of edge_cl 0.1.0 have none
-            self.governor.restore(meta["governor"])
-        for values, (stream, boot, seq, time_us, label) in zip(arrays["waiting"], meta["waiting"], strict=True):
-            self.waiting.append(Sample(stream, boot, seq, time_us, values, label))
-        if self.window is not None and same_source:
-            rows = {k.removeprefix("window."): v for k, v in arrays.items() if k.startswith("window.")}
-            with suppress(ValueError):  # another stride than before: the rows of an unfinished window are let go
-                self.window.load_state({**meta["window"], **rows})
+        self.keeper.checkpoint({**arrays, **own}, meta, wait=wait)
 
     def _all_dropped(self) -> dict[str, int]:
         window = self.window.counters if self.window else {}
@@ -379,6 +481,8 @@ class Daemon:
         current = self.publisher.shelf.current() if self.publisher.current_path else None
         if current is None or held_out is None or len(held_out.y) == 0 or not self.needs_labels:
             return None
+        if held_out.x.shape[1:] != self.task.shape:
+            return None  # rows that this configuration makes other windows of
         x = held_out.x.astype(np.float32)
         right = Deployed(current.read())(x).argmax(1) == held_out.y
         return float(right.mean())

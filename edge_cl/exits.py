@@ -45,6 +45,7 @@ def explain(exc: BaseException) -> Ending | None:
             storage.SnapshotMismatch: Exit.VERIFY_FAILED,
             storage.StorageFault: Exit.IO,
             storage.DamagedFile: Exit.IO,
+            storage.JournalDamaged: Exit.IO,
             storage.StorageError: Exit.FAILURE,
         }
         return Ending(next(code for kind, code in codes.items() if isinstance(exc, kind)), str(exc), exc.hint)

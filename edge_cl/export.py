@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from edge_cl import running
 from edge_cl.deploy import check_folder, deploy
 from edge_cl.errors import OperatorError, TryAgain, VerifyFailed
+from edge_cl.keeping.recovery import recover
+from edge_cl.keeping.saved import Saved, load_saved
 from edge_cl.learning.model import SELF_SUPERVISED
 from edge_cl.publishing.provenance import as_metadata
 from edge_cl.publishing.publisher import Publisher
-from edge_cl.saved import Saved, load_saved
 from edge_cl.storage.atomic import write_atomic
 from edge_cl.storage.published import Published, ShelfReader
 from edge_cl.storage.snapshot import Deployed
@@ -101,9 +102,9 @@ def find(state: Path, name: str) -> Published:
 
 
 def _now(state: Path, shelf: ShelfReader) -> Published:
-    """A snapshot of what has been learnt up to now: by the daemon if one runs, else from its checkpoint."""
+    """A snapshot of what has been learnt up to now: by the daemon if one runs, else from what it kept."""
     if running_pid(state) is None:
-        newest = _from_checkpoint(state, shelf)
+        newest = _from_state(state, shelf)
     else:
         before = shelf.ids()
         message = running.consolidate(state, NOW_S)["message"]
@@ -120,12 +121,12 @@ def _now(state: Path, shelf: ShelfReader) -> Published:
     return newest
 
 
-def _from_checkpoint(state: Path, shelf: ShelfReader) -> Published:
+def _from_state(state: Path, shelf: ShelfReader) -> Published:
     with StateDir(state):  # no daemon may start and learn on meanwhile
-        saved = load_saved(state)
-        learner = saved.learner
-        if learner.steps == 0:
+        recovered = recover(state)
+        if recovered is None or recovered.learner.steps == 0:
             raise OperatorError(f"{state}: nothing was learnt yet", hint="it needs samples that carry a label")
+        saved, learner = recovered.saved, recovered.learner
         newest = shelf.get(shelf.ids()[-1]) if shelf.ids() else None
         if newest is not None and newest.state != "bad" and _holds(newest, saved):
             return newest

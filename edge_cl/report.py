@@ -15,11 +15,22 @@ from pathlib import Path
 from edge_cl.budget import Plan
 from edge_cl.config import Config
 from edge_cl.governor import Governor
+from edge_cl.keeping.keeper import Keeper
 from edge_cl.learning.bits import Trial
 from edge_cl.learning.online_learner import OnlineLearner
 from edge_cl.publishing.publisher import Publisher
 from edge_cl.service.promise import Promise
-from edge_cl.service.status import ExamPoint, Limit, State, Status, Summary, blank, write_status
+from edge_cl.service.status import (
+    ExamPoint,
+    Limit,
+    Restart,
+    State,
+    Status,
+    Summary,
+    blank,
+    exam_point,
+    write_status,
+)
 from edge_cl.service.telemetry import Telemetry, rss_bytes, rss_peak_bytes
 from firmware_bridge.inlet import Inlet
 
@@ -41,6 +52,7 @@ class Report:
     governor: Governor
     inlet: Inlet
     publisher: Publisher
+    keeper: Keeper
     label_names: list[str]
     dropped: Callable[[], Mapping[str, int]]
     on_status: Callable[[Status], None]
@@ -49,6 +61,7 @@ class Report:
     started_s: float = field(default_factory=time.time)
     exam: dict[int, tuple[int, float]] = field(default_factory=dict)
     exam_history: list[ExamPoint] = field(default_factory=list)
+    restart: Restart = field(default_factory=lambda: blank()["restart"])
     predicted: int | None = None
     true: int | None = None
     _faults: set[str] = field(default_factory=set)
@@ -71,11 +84,7 @@ class Report:
     def consolidated(self, exam: dict[int, tuple[int, float]]) -> None:
         """A consolidation is over, and this is how each class did in the exam after it."""
         self.exam = exam
-        point: ExamPoint = {
-            "steps": self.learner.steps,
-            "accuracy": {self._name(c): accuracy for c, (_, accuracy) in exam.items()},
-        }
-        self.exam_history.append(point)
+        self.exam_history.append(exam_point(self.learner.steps, exam, self.label_names))
         self.message = f"consolidation {self.learner.consolidations} at step {self.learner.steps:,}"
         if self.learner.trials and not self._bits_told:
             self._bits_told = True
@@ -149,6 +158,13 @@ class Report:
                     "skipped_batches": self.governor.skipped_batches,
                     "skipped_samples": self.governor.skipped_samples,
                 },
+                "durable": {
+                    "durability": config.storage.durability,
+                    "acknowledged": self.keeper.samples,
+                    "behind": self.keeper.behind,
+                    "refused": None if self.keeper.refused is None else str(self.keeper.refused),
+                },
+                "restart": self.restart,
                 "rss_bytes": rss_bytes(),
                 "rss_peak_bytes": rss_peak_bytes(),
                 "received": self.inlet.received,

@@ -389,13 +389,49 @@ class BudgetSettings(Group):
 class StorageSettings(Group):
     """What is kept on disk."""
 
+    durability: Literal["sample", "checkpoint"] = Field(
+        default="sample",
+        description="sample: every learnt sample is in the journal before it counts as taken, and a power cut costs "
+        "none of them; checkpoint: no journal, a power cut costs what was learnt since the last checkpoint. The "
+        "journal wears the flash by little more than the samples' own bytes.",
+    )
+    commit_ms: Milliseconds = Field(
+        default=100.0,
+        ge=0,
+        le=60_000,
+        allow_inf_nan=False,
+        description="Milliseconds a step may wait for others before the journal is brought to the disk with all of "
+        "them. Longer wears the flash less; so much may have to be sent again after a power cut.",
+    )
+    queue_bytes: Bytes = Field(
+        default=256 * 1024,
+        ge=1024,
+        le=2**40,
+        description="Bytes of learnt samples that may wait for a slow disk, or a text such as '256 KiB'; at least two "
+        "steps always may. When full, a live source's samples are answered but not learnt. Counts in the budget.",
+    )
+    recovery_s: Seconds = Field(
+        default=1.0,
+        gt=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="Seconds of learning after which a checkpoint is due: about so long may a restart take to learn "
+        "the journal again. Longer wears the flash less.",
+    )
     checkpoint_every_s: Seconds = Field(
-        default=30.0,
+        default=300.0,
         gt=0,
         le=86_400,
         allow_inf_nan=False,
-        description="Seconds between two checkpoints. Longer wears the flash less; a power cut costs up to this much "
-        "learning.",
+        description="Most seconds between two checkpoints. Longer wears the flash less; with durability: checkpoint a "
+        "power cut costs up to this much learning.",
+    )
+    journal_bytes: Bytes = Field(
+        default=16 * 2**20,
+        ge=1024,
+        le=2**40,
+        description="Bytes of the journal after which a checkpoint is due, or a text such as '16 MiB'; on disk it may "
+        "take four times that. More makes checkpoints rarer where samples are large.",
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Protocol
 
-from firmware_bridge.sample import HeldOut, Label, Sample, Schema
+from firmware_bridge.sample import HeldOut, Label, Sample, SampleId, Schema
 
 
 class Source(Protocol):
@@ -43,6 +43,9 @@ class Source(Protocol):
 
     def read(self, timeout_s: float) -> Sample | Label | None:
         """Next sample or late label, None if none came in time. Raises EndOfSource, SourceLost."""
+
+    def acknowledge(self, upto: SampleId) -> None:
+        """All of this source's samples up to that one are safe with the learner; one that can tell its device does."""
 
     def __enter__(self) -> Source:
         """Open the source."""

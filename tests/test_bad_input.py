@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +18,13 @@ import pytest
 from recordings import features, images, record, save, signals
 from test_atomic import tiny_disk
 
+from edge_cl import assembly
 from edge_cl.cli import main
+from edge_cl.keeping.recovery import revive
+from edge_cl.keeping.saved import load_saved
 from edge_cl.storage.checkpoint import CheckpointStore
 from edge_cl.storage.shelf import Shelf
+from edge_cl.storage.snapshot import Deployed
 from firmware_bridge.sources.recording_file import _HINT
 
 SETTINGS = ("-s", "model.width=4", "-s", "consolidation.rehearsal_passes=1", "-s", "replay.samples=50")
@@ -264,14 +269,22 @@ def test_a_learner_that_diverged_is_said_and_never_saved(here: Path, capsys: pyt
     save(here / "tame.npz", x=x, y=y)
     wide = ("-s", "model.width=512")
     learn(capsys, "--state", "new", "--source", "recording:tame.npz", *wide)
-    before = content(here / "new")
     save(here / "wild.npz", x=np.random.default_rng(0).normal(0, 1, (600, 5)).astype(np.float32), y=np.arange(600) % 3)
     rate = ("-s", "learning.learning_rate=10")  # no noise can be learnt at this rate
+    learnt = CheckpointStore(here / "new").load()
     told = learn(capsys, "--state", "new", "--source", "recording:wild.npz", *wide, *rate, code=1)
     assert str(told["error"]).startswith("the learner diverged within ")
     assert told["hint"] == "lower learning.learning_rate, or look for samples with absurd values"
-    after = content(here / "new")
-    assert {name for name in before if before[name] != after[name]} == {"status.json"}
+    with pytest.raises(SystemExit):
+        main(run_command("--state", "new", "--source", "recording:tame.npz", *wide, "--json"))
+    first = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert "the learner had diverged within the last " in first["message"]
+    assert first["restart"]["lost_samples"] > 0
+    kept = CheckpointStore(here / "new").load()
+    assert learnt is not None
+    assert kept is not None
+    assert np.isfinite(kept.arrays["parameters"]).all()
+    assert first["learned"] == learnt.meta["learner"]["counts"][1]
 
 
 @pytest.mark.usefixtures("here")
@@ -293,16 +306,46 @@ def test_a_damaged_state_is_said_and_the_older_one_goes_on(here: Path, capsys: p
         main(run_command("--state", "state", "--source", "recording:signals.npz", "--json"))
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert f"{newest.name} is damaged" in lines[0]["message"]
-    assert lines[0]["samples"] == FIRST
+    assert lines[0]["samples"] == FIRST + 20  # the journal goes back to the older one
+    assert lines[0]["restart"]["lost_samples"] == 0
     assert lines[-1]["samples"] == FIRST + REST
 
 
 def test_a_state_damaged_beyond_repair_is_not_written_over(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for slot in (here / "state").glob("checkpoint.*"):
         slot.write_bytes(slot.read_bytes()[:-1])
+    shutil.rmtree(here / "state" / "snapshots")
     told = refused(capsys, "--source", "recording:signals.npz", code=74)
-    assert told.startswith("error: state holds no sound checkpoint: checkpoint.")
-    assert "hint: restore one of the two files from a backup" in told
+    assert told.startswith("error: state holds neither a sound checkpoint nor a good snapshot")
+    assert "hint: restore the state directory from a backup" in told
+
+
+def test_without_a_sound_checkpoint_the_newest_snapshots_weights_go_on(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved, x, before = load_saved(here / "state"), signals(50)[0], {}
+    for slot in (here / "state").glob("checkpoint.*"):
+        slot.write_bytes(slot.read_bytes()[:-1])
+        before[f"{slot.name}.damaged"] = slot.read_bytes()
+    shelf = Shelf(here / "state")
+    current = shelf.current()
+    assert current is not None
+    blueprint = assembly.blueprint_of(saved.config, saved.task)
+    planned = assembly.plan_of(saved.config, saved.task, blueprint)
+    fresh = assembly.make_learner(saved.config, saved.task, blueprint, planned, seed=5)
+    revive(fresh, here / "state")
+    expected = Deployed(current.read())(x.astype(np.float32))
+    np.testing.assert_allclose(fresh.predict(x)[:, : expected.shape[1]], expected, atol=1e-6)
+    assert not fresh.predict(x)[:, expected.shape[1] :].any()
+
+    with pytest.raises(SystemExit):
+        main(run_command("--state", "state", "--source", "recording:signals.npz?limit=1", "--json"))
+    first = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert "holds no sound checkpoint" in first["message"]
+    assert f"went on with the weights of snapshot {current.id} alone" in first["message"]
+    assert first["learned"] == current.manifest["training"]["learned"]
+    for name, content_ in before.items():
+        assert (here / "state" / name).read_bytes() == content_
 
 
 def test_a_damaged_snapshot_does_not_stop_the_daemon_that_can_replace_it(
@@ -344,7 +387,7 @@ def test_a_disk_that_is_full_at_the_first_start(here: Path, capsys: pytest.Captu
         assert not (disk / "state" / "checkpoint.a").exists()
 
 
-def test_a_disk_that_fills_up_costs_checkpoints_and_snapshots_but_nothing_that_was_saved(
+def test_a_full_disk_is_answered_on_but_nothing_is_learnt_that_could_be_lost(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = "recording:signals.npz"
@@ -358,7 +401,7 @@ def test_a_disk_that_fills_up_costs_checkpoints_and_snapshots_but_nothing_that_w
         assert caught.value.code == 74
         out, err = capsys.readouterr()
         messages = [json.loads(line).get("message", "") for line in out.splitlines()]
-        failures = [message for message in messages if message.startswith("snapshot failed, going on without: ")]
+        failures = [message for message in messages if message.startswith("nothing is acknowledged: ")]
         assert "No space left on device" in failures[0]
         assert len(set(failures)) == 1  # said once, not at each step
         assert json.loads(out.splitlines()[-2])["samples"] == FIRST + REST  # the loop went on to the end
@@ -372,6 +415,7 @@ def test_a_disk_that_fills_up_costs_checkpoints_and_snapshots_but_nothing_that_w
         summary = learn(capsys, "--state", "disk/state", "--source", source)
         found = CheckpointStore(disk / "state").load()
         assert found is not None
+        assert found.meta["journal"] > 0
         assert summary["samples"] == FIRST + REST == summary["learned"] + len(found.arrays["exam.labels"])
 
 

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from recordings import record
+from recordings import record, save, signals
 
 from edge_cl import assembly
 from edge_cl.check import advice
 from edge_cl.check.costs import snapshot_lines
+from edge_cl.check.feed import MADE_UP, Feed, MadeUp, batch_of, look
 from edge_cl.check.line import CheckLine
 from edge_cl.check.measure import measure
 from edge_cl.check.parts import held
-from edge_cl.check.workload import LEAST_STEPS, LONGEST_GAP_S, STEPS, Workload, gap_of, steps_for
+from edge_cl.check.workload import LEAST_STEPS, Stream, Workload
 from edge_cl.cli import main
 from edge_cl.config import Config, resolve
 from edge_cl.daemon import Daemon
 from edge_cl.errors import OperatorError
+from edge_cl.service.status import Status
 from edge_cl.storage.state_dir import StateDir
 from firmware_bridge.registry import make_source
 from firmware_bridge.sample import Schema
@@ -88,6 +91,7 @@ def test_a_learner_within_its_budgets_passes_and_everything_is_told(whole: Any) 
         assert quantiles == sorted(quantiles)
     assert whole.conditions["threads"] == 1
     assert whole.conditions["predictions"] == 10 * whole.conditions["steps"]
+    assert 0 < whole.conditions["at_work"] <= 1.01
     assert lines["process"].measured > lines["process floor"].measured / 2
 
 
@@ -123,10 +127,9 @@ def test_the_parts_of_every_learner_are_held_as_planned(setting: str, source: st
 
 
 def workload_of(config: Config, source: str) -> Workload:
-    with make_source(source) as opened:
-        task = assembly.task_of(config, opened.schema)
-    blueprint = assembly.blueprint_of(config, task)
-    return Workload(config, task, blueprint, assembly.plan_of(config, task, blueprint))
+    stream = Stream.of(config, source)
+    blueprint = assembly.blueprint_of(config, stream.task)
+    return Workload(config, stream, blueprint, assembly.plan_of(config, stream.task, blueprint))
 
 
 def test_a_saved_learner_is_measured_and_left_as_it_is(source: str, tmp_path: Path) -> None:
@@ -159,16 +162,88 @@ def test_a_plan_of_a_saved_learner_is_refused(source: str, tmp_path: Path, capsy
     assert "--plan / --state" in capsys.readouterr().err
 
 
-def test_made_up_samples_come_no_faster_than_the_sources_own() -> None:
-    config = resolve(None, ()).config
-    rows = Schema("x", "int16", (32, 3), rate_hz=32_000.0, window=(256, 64))
-    task = assembly.task_of(config, rows)
-    assert gap_of(task, rows, can_wait=True) == 0
-    assert gap_of(task, rows, can_wait=False) == 64 / 32_000
-    assert gap_of(task, replace(rows, rate_hz=100.0), can_wait=False) == LONGEST_GAP_S
-    assert gap_of(task, replace(rows, rate_hz=None), can_wait=False) == LONGEST_GAP_S
-    assert steps_for(0.0, 10) == STEPS
-    assert LEAST_STEPS <= steps_for(LONGEST_GAP_S, 10) < STEPS
+def feed_of(source: str, *overrides: str) -> tuple[Feed, MadeUp]:
+    config = resolve(None, (*SMALL, *overrides)).config
+    stream = Stream.of(config, source)
+    alike = MadeUp(stream.task, len(stream.task.label_names), stream.shown)
+    return Feed(source, config, alike), alike
+
+
+def test_a_recording_is_answered_as_it_is_and_again_when_it_is_over(source: str) -> None:
+    x, y = signals(60 + 60)
+    real = {values.tobytes(): int(label) for values, label in zip(x[:60], y[:60], strict=True)}
+    feed, _ = feed_of(source)
+    with feed:
+        fed = [feed.next() for _ in range(100)]
+    assert feed.made_up < 100  # those for which a loaded machine left the reader no time
+    assert sum(real.get(values.tobytes()) == label for values, label in fed) == 100 - feed.made_up
+
+
+def test_windows_of_a_board_are_its_own_and_what_it_does_not_send_in_time_is_made_up() -> None:
+    feed, alike = feed_of("simulated:motor")  # a window each 80 ms
+    with feed:
+        started = time.monotonic()
+        fed = [feed.next() for _ in range(20)]
+        took_s = time.monotonic() - started
+    assert feed.made_up > 0
+    assert 20 - feed.made_up <= took_s / 0.08 + 1
+    assert {values.shape for values, _ in fed} == {alike.task.shape}
+    assert {values.dtype for values, _ in fed} == {alike.task.dtype}
+
+
+def test_a_source_that_falls_silent_does_not_stop_the_check() -> None:
+    feed, _ = feed_of("simulated:motor?speed=max&samples=4")  # half a window
+    with feed:
+        for _ in range(3):
+            feed.next()
+    assert feed.made_up == 3
+
+
+def test_what_is_made_up_looks_like_the_source_channel_by_channel(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal((1000.0, -3.0), (10.0, 0.5), (64, 8, 2)).astype(np.float32)
+    with make_source(f"recording:{save(tmp_path / 'two.npz', x=x, y=np.arange(64) % 3)}") as source:
+        task = assembly.task_of(resolve(None, ()).config, source.schema)
+        shown = look(source, task)
+    made, labels = MadeUp(task, 3, shown).draw(MADE_UP)
+    assert made.dtype == np.float32
+    assert made.shape == (MADE_UP, 8, 2)
+    assert set(labels) == {0, 1, 2}
+    np.testing.assert_allclose(made.mean((0, 1)), (1000.0, -3.0), rtol=0.05)
+    np.testing.assert_allclose(made.std((0, 1)), (10.0, 0.5), rtol=0.2)
+    nothing = np.empty((0, *task.shape), np.float32)
+    assert np.isfinite(MadeUp(task, 3, nothing).draw(10)[0]).all()
+
+
+def test_a_step_is_of_as_many_samples_as_come_while_the_daemon_waits() -> None:
+    config = resolve(None, ("learning.max_wait_ms=100",)).config
+
+    def batch(schema: Schema, *, can_wait: bool = False) -> int:
+        return batch_of(config, assembly.task_of(config, schema), schema, can_wait=can_wait)
+
+    motor = Schema("motor", "int16", (32, 3), rate_hz=3200.0, window=(256, 256))  # a window each 80 ms
+    assert batch(motor, can_wait=True) == 10
+    assert batch(motor) == 2
+    assert batch(replace(motor, rate_hz=None)) == 10  # nobody knows: the most it may be
+    assert batch(replace(motor, rate_hz=32_000.0)) == 10
+    assert batch(replace(motor, rate_hz=160.0)) == 1
+    assert batch(Schema("slow", "float32", (5,), rate_hz=1.0)) == 1
+
+
+def test_a_step_of_a_live_board_is_as_large_as_the_daemons(tmp_path: Path) -> None:
+    source, config = "simulated:motor", resolve(None, (*SMALL, *GENEROUS, "exam.share=0")).config
+    told: list[Status] = []
+    Daemon(config, tmp_path / "state", source_url=source, samples=20, on_status=told.append).run()
+    batch = Stream.of(config, source).batch
+    assert told[-1]["learned"] / told[-1]["steps"] == pytest.approx(batch, rel=0.3)
+
+
+def test_a_run_is_over_in_time_and_has_its_least_steps(source: str) -> None:
+    workload = workload_of(resolve(None, SMALL).config, source)
+    workload.fill()
+    times = workload.run(LEAST_STEPS + 10, warm_up=1, longest_s=0.0)
+    assert len(times.step) == LEAST_STEPS
+    assert len(times.predict) == 10 * LEAST_STEPS
+    assert len(workload.run(3, warm_up=1, longest_s=0.0).step) == 3
 
 
 # Verdicts and advice
@@ -197,6 +272,7 @@ def test_exactly_the_limit_passes_and_without_one_nothing_fails() -> None:
 def test_advice_for_memory_passes_by_exactly_as_much_as_it_must(
     overrides: tuple[str, ...], key: str, source: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    overrides = (*overrides, "storage.durability=checkpoint")  # a journal would need more than these budgets
     code, lines = check(capsys, source, *overrides, options=("--plan",))
     assert (code, failed(lines)) == (10, ["memory"])
     assert lines["memory"]["margin"] < 0
@@ -258,7 +334,7 @@ def test_advice_for_a_snapshot_is_a_width_that_keeps_its_size(source: str) -> No
     workload.learner.learn(*workload.samples(10))
     size = snapshot_lines(workload)[0][0]
     assert not size.passed
-    said = advice.for_snapshot(config, workload.task, int(size.measured))
+    said = advice.for_snapshot(config, workload.stream.task, int(size.measured))
     width = int(said.removeprefix("model.width 16 → "))
     mended = workload_of(advice.changed(config, "model.width", width), source)
     mended.learner.learn(*mended.samples(10))

@@ -6,17 +6,20 @@ import random
 import resource
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from test_atomic import names, soft_limit, tiny_disk, watched
 
+from edge_cl.storage import record
 from edge_cl.storage.checkpoint import SLOTS, CheckpointStore, decode, encode
 from edge_cl.storage.errors import DamagedFile, StateDirError, StorageFault
 
@@ -56,7 +59,7 @@ def assert_same(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> 
 @settings(deadline=None)  # a shared machine's pauses are no failure
 @given(arrays=arrays_of_any_kind, meta=st.dictionaries(st.text(), json_values, max_size=4))
 def test_arrays_and_meta_come_back_to_the_bit(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-    found = decode(b"".join(encode(3, arrays, meta, model="m")))
+    found = decode(encode(3, arrays, meta, model="m"))
     assert_same(found.arrays, arrays)
     assert found.meta == meta
     assert repr(found.meta) == repr(meta)  # == alone would take 1 for 1.0 for True, and -0.0 for 0.0
@@ -139,7 +142,7 @@ def test_a_store_that_never_loaded_still_writes_the_older_slot(tmp_path: Path) -
 
 
 def test_every_bit_flip_and_every_truncation_of_a_file_is_noticed() -> None:
-    content = b"".join(encode(5, some_arrays(n=300), META, model="m"))
+    content = encode(5, some_arrays(n=300), META, model="m")
     assert len(content) >= 2048
     decode(content)
     damaged = bytearray(content)
@@ -158,7 +161,7 @@ def test_every_bit_flip_and_every_truncation_of_a_file_is_noticed() -> None:
 
 
 def test_two_thousand_flips_of_a_large_file_are_noticed() -> None:
-    content = b"".join(encode(5, {"weights": np.arange(60_000, dtype=np.float32)}, META, model="m"))
+    content = encode(5, {"weights": np.arange(60_000, dtype=np.float32)}, META, model="m")
     damaged, rng = bytearray(content), random.Random(0)
     for _ in range(2000):
         bit = rng.randrange(8 * len(content))
@@ -356,9 +359,40 @@ def killed_somewhere(command: list[str], rng: random.Random) -> int:
 
 
 def test_the_header_is_laid_out_as_documented() -> None:
-    header, payload, trailer = encode(258, {}, {"a": 1}, model=None)
+    content = encode(258, {}, {"a": 1}, model=None)
+    header, payload, trailer = content[:28], content[28:-32], content[-32:]
     assert header == b"\x89edgecl\n" + b"\1\0\0\0" + b"\2\1" + bytes(6) + len(payload).to_bytes(8, "little")
-    assert len(trailer) == 32
+    assert trailer == hashlib.sha256(header + payload).digest()
     size = int.from_bytes(payload[:8], "little")
     inner = json.loads(payload[8 : 8 + size])["__metadata__"]["edge_cl"]
     assert json.loads(inner) == {"model": None, "meta": {"a": 1}}
+
+
+def test_what_changes_after_it_was_taken_down_is_not_in_it(tmp_path: Path) -> None:
+    store, weights = CheckpointStore(tmp_path), np.zeros(100_000, np.float32)
+    saving = store.begin({"weights": weights}, {"steps": 1})
+    weights += 1
+    assert CheckpointStore(tmp_path).load() is None  # nothing counts before it is finished
+    assert saving.finish() == 1
+    found = CheckpointStore(tmp_path).load()
+    assert found is not None
+    assert not found.arrays["weights"].any()
+
+
+def test_the_second_half_may_be_another_threads(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for generation in range(1, 5):
+        saving = store.begin(some_arrays(generation), {"generation": generation})
+        thread = threading.Thread(target=saving.finish)
+        thread.start()
+        thread.join()
+        found = CheckpointStore(tmp_path).load()
+        assert found is not None
+        assert found.generation == found.meta["generation"] == generation
+        assert_same(found.arrays, some_arrays(generation))
+    assert names(tmp_path) == set(SLOTS)
+
+
+@given(arrays=arrays_of_any_kind)
+def test_the_library_reads_what_is_written(arrays: dict[str, np.ndarray]) -> None:
+    assert_same(safetensors.numpy.load(record.pack(arrays, {})), arrays)

@@ -19,7 +19,7 @@ from test_daemon import playing, run, run_and_stop_at, saved
 
 from edge_cl.cli import main
 from edge_cl.errors import Exit
-from edge_cl.saved import load_saved
+from edge_cl.keeping.saved import load_saved
 from edge_cl.storage.checkpoint import CheckpointStore
 from edge_cl.storage.published import ShelfReader
 from edge_cl.storage.shelf import Shelf

@@ -7,6 +7,8 @@ nothing.
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -25,12 +27,12 @@ FLOORS = [
     ["edge_cl.running", "edge_cl.deploy"],
     ["edge_cl.budget", "edge_cl.governor", "edge_cl.exits", "edge_cl.modules", "edge_cl.backbone_file"],
     ["edge_cl.assembly", "edge_cl.module_export"],
-    ["edge_cl.publishing", "edge_cl.saved", "edge_cl.evaluation", "edge_cl.estimator"],
+    ["edge_cl.publishing", "edge_cl.keeping", "edge_cl.evaluation", "edge_cl.estimator"],
     ["edge_cl.sklearn", "edge_cl.river"],
     ["edge_cl.report"],
     ["edge_cl.daemon", "edge_cl.export"],
     ["edge_cl.check"],
-    ["edge_cl.cli_check", "edge_cl.cli_evaluate", "edge_cl.cli_export", "edge_cl.cli_snapshots"],
+    ["edge_cl.cli_check", "edge_cl.cli_evaluate", "edge_cl.cli_export", "edge_cl.cli_snapshots", "edge_cl.cli_state"],
     ["edge_cl.cli"],
     ["edge_cl.__main__"],
 ]
@@ -54,6 +56,7 @@ COMMANDS = [
     "edge_cl.cli_evaluate",
     "edge_cl.cli_check",
     "edge_cl.cli_snapshots",
+    "edge_cl.cli_state",
     "edge_cl.cli_export",
     "edge_cl.console",
 ]
@@ -82,6 +85,7 @@ MAY_PRINT = [
     "edge_cl.cli_evaluate",
     "edge_cl.cli_export",
     "edge_cl.cli_snapshots",
+    "edge_cl.cli_state",
     "edge_cl.console",
     "edge_cl.deployment.consumer",
     "firmware_bridge.fake_board",
@@ -90,6 +94,8 @@ MAY_PRINT = [
 ]
 
 RUNS_WHAT_IT_READS = ["pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"]
+# Of torch: load and save are pickle, the others bring pickle or code in.
+TORCH_RUNS_WHAT_IT_READS = ("load", "save", "package", "hub", "jit")
 
 
 def sources(*folders: str) -> dict[str, str]:
@@ -166,8 +172,12 @@ def pickle_faults(module: str, source: str) -> Iterator[str]:
         if target.split(".")[0] in RUNS_WHAT_IT_READS:
             yield f"{module}:{line}: {target} runs what it reads"
     for node in ast.walk(ast.parse(source)):
-        if _is_attribute(node, "torch", ("load", "save")):
-            yield f"{module}:{node.lineno}: torch.load and torch.save are pickle"
+        if isinstance(node, ast.Attribute) and _is_attribute(node, "torch", TORCH_RUNS_WHAT_IT_READS):
+            yield f"{module}:{node.lineno}: torch.{node.attr} runs what it reads"
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torch":
+            names = {*(node.module or "").split("."), *(alias.name for alias in node.names)}
+            if names & {*TORCH_RUNS_WHAT_IT_READS}:
+                yield f"{module}:{node.lineno}: from torch imports what runs what it reads"
         if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and not _is_false(node.value):
             yield f"{module}:{node.lineno}: allow_pickle may only be False"
 
@@ -270,6 +280,9 @@ def test_a_planted_print_is_found(source: str) -> None:
         "import joblib",
         "torch.load(f)",
         "f = torch.save",
+        "from torch import load",
+        "from torch.serialization import load as read",
+        "torch.hub.load('x', 'y')",
         "np.load(f, allow_pickle=True)",
         "np.load(f, allow_pickle=x)",
     ],
@@ -277,3 +290,20 @@ def test_a_planted_print_is_found(source: str) -> None:
 def test_a_planted_pickle_is_found(source: str) -> None:
     assert list(pickle_faults("tools.x", source))
     assert not list(pickle_faults("tools.x", "np.load(f, allow_pickle=False)\nimport json"))
+
+
+@pytest.mark.parametrize("place", ["edge_cl/storage/x.py", "firmware_bridge/x.py", "tools/x.py", "tests/test_x.py"])
+def test_the_linter_finds_it_too(place: str) -> None:
+    """While it is typed, and in a file that no test has read yet: the rules are switched on, everywhere."""
+    planted = [
+        *("import pickle", "import dill", "import joblib", "from shelve import open", "import marshal"),
+        *("from torch import load", "torch.load('f')", "torch.jit.load('f')", "pickle.loads(b'')"),
+        *("eval(text)", "yaml.load('f', Loader=yaml.Loader)"),
+    ]
+    source = "import torch, yaml\n" + "\n".join(planted)
+    options = ("--output-format=concise", "--no-cache", "--stdin-filename", place)
+    command = [sys.executable, "-m", "ruff", "check", *options, "-"]
+    done = subprocess.run(command, cwd=ROOT, input=source, capture_output=True, text=True)
+    rules = ("TID251", "S301", "S307", "S506")
+    found = {int(line.split(":")[1]) for line in done.stdout.splitlines() if any(f" {rule} " in line for rule in rules)}
+    assert found == set(range(2, len(planted) + 2)), done.stdout + done.stderr

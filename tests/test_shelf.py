@@ -122,7 +122,7 @@ def test_leftovers_of_a_kill_are_swept_by_the_next_change(tmp_path: Path) -> Non
     assert half.exists()  # a reader sweeps nothing: it might be a living publisher's
     Shelf(tmp_path).publish(b"b", {})
     assert names(snapshots) == {"000001", "000002", "current", ".lock", "README"}
-    assert names(snapshots / "000001") == {"model.onnx", "manifest.json", "state.json"}
+    assert names(snapshots / "000001") == {"model.onnx", "manifest.json", "manifest.sha256", "state.json"}
 
 
 def test_a_damaged_model_or_manifest_is_noticed(tmp_path: Path) -> None:
@@ -138,6 +138,12 @@ def test_a_damaged_model_or_manifest_is_noticed(tmp_path: Path) -> None:
         current.read()
     manifest = path.with_name("manifest.json")
     shelf.set_aside(b"aside", {}, why="")
+    sound = manifest.read_bytes()
+    for content in (sound[:20] + bytes([sound[20] ^ 1]) + sound[21:], sound[:-1], b"", sound.replace(b"000001", b"000002")):
+        manifest.write_bytes(content)
+        with pytest.raises(DamagedFile, match=r"its SHA-256 is not the one in manifest\.sha256"):
+            shelf.current()
+    manifest.with_name("manifest.sha256").unlink()  # as edge_cl 0.1.0 left it
     for text in ["", "[]", "{}", manifest.read_text().replace("000001", "000002")]:
         manifest.write_text(text)
         with pytest.raises(DamagedFile, match="not the manifest of 000001"):
@@ -186,11 +192,11 @@ def test_what_current_points_at_is_durable_before_current_is(tmp_path: Path, mon
     shelf.publish(b"old", {})
     with watched(monkeypatch) as calls:
         shelf.publish(b"model", {})
-    files = [*4 * ["sync file"], "sync folder"]  # model, manifest, state, signature, their folder
+    files = [*5 * ["sync file"], "sync folder"]  # model, manifest, its sum, state, signature, their folder
     assert calls == [*files, "rename", "sync folder", "rename", "sync folder"]
 
 
-@pytest.mark.parametrize("failing", range(1, 7))
+@pytest.mark.parametrize("failing", range(1, 8))
 def test_whichever_sync_fails_current_stays_whole_and_publishing_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
@@ -200,7 +206,7 @@ def test_whichever_sync_fails_current_stays_whole_and_publishing_goes_on(
         shelf.publish(b"new", {})
     current = shelf.current()
     assert current is not None
-    assert current.read() == (b"new" if failing == 6 else b"old")
+    assert current.read() == (b"new" if failing == 7 else b"old")
     shelf.publish(b"next", {})
     current = shelf.current()
     assert current is not None

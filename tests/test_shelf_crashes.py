@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from power_cut import fingerprint, recorded, write_out
 from storage_models import template, weights
 from test_atomic import names
 from test_shelf_states import current_id, filled, states
@@ -24,6 +23,8 @@ from edge_cl.storage.errors import DamagedFile
 from edge_cl.storage.inspection import damage_of
 from edge_cl.storage.shelf import KEEP_BAD, Shelf
 from edge_cl.storage.snapshot import fill
+from tools.faults.power_cut import fingerprint, write_out
+from tools.faults.recorder import recorded
 
 
 class Killed(BaseException):
@@ -118,7 +119,7 @@ def test_a_kill_at_any_system_call_leaves_current_whole_and_is_mended_by_the_nex
         assert found[str(current_id(shelf))] != "bad"
         assert names(shelf.folder) == {"current", ".lock", *found}
         for number in found:
-            assert names(shelf.folder / number) == {"model.onnx", "manifest.json", "state.json"}
+            assert names(shelf.folder / number) == {"model.onnx", "manifest.json", "manifest.sha256", "state.json"}
         following = shelf.publish(b"following", {})
         assert (following.id, following.read()) == (current_id(shelf), b"following")
         if len(made) < call:
@@ -126,35 +127,32 @@ def test_a_kill_at_any_system_call_leaves_current_whole_and_is_mended_by_the_nex
     assert call > 3
 
 
-def power_cuts(
-    change: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *, ignored_sync: int | None = None
-) -> Iterator[tuple[Shelf, bool]]:
+def power_cuts(change: str, folder: Path, *, ignored_sync: int | None = None) -> Iterator[tuple[Shelf, bool]]:
     """A shelf as each possible power cut leaves it, alike ones once, and whether the change had been acknowledged."""
     prepare, act = CHANGES[change]
     shelf = prepare(state_dir(folder, "before"))
-    with recorded(shelf.folder, monkeypatch, ignored_sync=ignored_sync) as recording:
+    with recorded(shelf.folder, omit=lambda kind, n: (kind, n) == ("folder", ignored_sync)) as recording:
         act(shelf)
     seen = set()
-    for disk, contents, is_over in recording.power_cuts():
-        looks = fingerprint(disk, contents, recording.root), is_over
+    for cut in recording.power_cuts():
+        is_over = cut.done == len(recording.changes)
+        looks = fingerprint(cut, recording.root), is_over
         if looks not in seen:
             seen.add(looks)
             state = state_dir(folder, f"cut {len(seen)}")
-            write_out(disk, contents, recording.root, state / "snapshots")
+            write_out(cut, recording.root, state / "snapshots")
             yield Shelf(state), is_over
             shutil.rmtree(state)
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_power_cut_leaves_current_whole_and_keeps_what_was_acknowledged(
-    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_power_cut_leaves_current_whole_and_keeps_what_was_acknowledged(change: str, tmp_path: Path) -> None:
     prepare, act = CHANGES[change]
     before = prepare(state_dir(tmp_path, "untouched"))
     goal = copy(before, state_dir(tmp_path, "goal"))
     act(goal)
     wanted, n = seen_by_all(goal), 0
-    for shelf, is_over in power_cuts(change, tmp_path, monkeypatch):
+    for shelf, is_over in power_cuts(change, tmp_path):
         n += 1
         assert is_whole(shelf)
         assert current_id(shelf) in {current_id(before), wanted[0]}
@@ -166,11 +164,9 @@ def test_a_power_cut_leaves_current_whole_and_keeps_what_was_acknowledged(
 @pytest.mark.parametrize(
     "ignored", [pytest.param(0, id="new folder"), pytest.param(1, id="its number"), pytest.param(4, id="what goes")]
 )
-def test_without_one_of_its_syncs_a_publish_would_not_survive(
-    ignored: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_one_of_its_syncs_a_publish_would_not_survive(ignored: int, tmp_path: Path) -> None:
     """The test above has teeth."""
-    assert not all(map(is_whole, (s for s, _ in power_cuts("publish", tmp_path, monkeypatch, ignored_sync=ignored))))
+    assert not all(map(is_whole, (s for s, _ in power_cuts("publish", tmp_path, ignored_sync=ignored))))
 
 
 def is_whole(shelf: Shelf) -> bool:

@@ -12,7 +12,7 @@ import pytest
 
 from edge_cl.storage.atomic import temporary_name
 from edge_cl.storage.errors import StateBusy, StateDirError, StorageFault
-from edge_cl.storage.state_dir import StateDir, check_state_dir, running_pid
+from edge_cl.storage.state_dir import FORMAT, StateDir, check_state_dir, running_pid
 
 HOLDER = """
 import sys
@@ -38,9 +38,9 @@ def test_creates_a_private_directory_with_its_format(tmp_path: Path) -> None:
     with StateDir(path) as state:
         assert state.path == path
         assert stat.S_IMODE(path.stat().st_mode) == 0o700
-        assert json.loads((path / ".format").read_text()) == {"format": 1}
+        assert json.loads((path / ".format").read_text()) == {"format": FORMAT}
         assert (path / "lock").read_text() == f"{os.getpid()}\n"
-        assert check_state_dir(path) == 1
+        assert check_state_dir(path) == FORMAT
 
 
 def test_opens_again_after_closing_and_keeps_what_is_in_it(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_an_empty_directory_becomes_ours(tmp_path: Path) -> None:
     (tmp_path / "disk" / "lost+found").mkdir(parents=True)
     assert check_state_dir(tmp_path / "disk") is None
     StateDir(tmp_path / "disk").close()
-    assert check_state_dir(tmp_path / "disk") == 1
+    assert check_state_dir(tmp_path / "disk") == FORMAT
 
 
 def test_a_reader_is_told_that_a_directory_is_missing(tmp_path: Path) -> None:
@@ -174,10 +174,10 @@ def test_a_reader_is_told_that_a_directory_is_missing(tmp_path: Path) -> None:
 
 def test_a_newer_format_is_refused_untouched(tmp_path: Path) -> None:
     StateDir(tmp_path / "state").close()
-    (tmp_path / "state" / ".format").write_text('{"format": 2, "shards": 7}')
+    (tmp_path / "state" / ".format").write_text(json.dumps({"format": FORMAT + 1, "shards": 7}))
     (tmp_path / "state" / temporary_name("x")).touch()
     before = tree(tmp_path)
-    with pytest.raises(StateDirError, match="has format 2, this edge_cl knows up to 1"):
+    with pytest.raises(StateDirError, match=f"has format {FORMAT + 1}, this edge_cl knows up to {FORMAT}"):
         StateDir(tmp_path / "state")
     assert tree(tmp_path) == before
 

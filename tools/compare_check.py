@@ -67,7 +67,7 @@ def daemon(source: str, settings: list[str], samples: int) -> dict[str, float]:
     """The last status of a daemon on a new state directory."""
     with tempfile.TemporaryDirectory() as folder:
         state = str(Path(folder) / "state")
-        lines = _edge_cl("run", "--source", source, "--state", state, "--samples", str(samples), *settings)
+        lines = _edge_cl("run", "--source", source, "--state", state, "--samples", str(samples), "--once", *settings)
     return next(line for line in reversed(lines) if "pid" in line)
 
 

@@ -1,7 +1,6 @@
 """The check from start to end: plan, build, fill, run, and say what it took.
 
-Measures what the daemon would do, on made-up samples or a saved state; changes nothing on disk but in temporary
-folders.
+Measures what the daemon would do, on samples of its source; changes nothing on disk but in temporary folders.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from edge_cl.check import advice
 from edge_cl.check.costs import checkpoint_lines, process_lines, snapshot_lines, variant_lines
 from edge_cl.check.line import Checked, CheckLine
 from edge_cl.check.parts import byte_lines, held
-from edge_cl.check.workload import WARM_UP, Times, Workload, gap_of, steps_for
+from edge_cl.check.workload import STEPS, WARM_UP, Stream, Times, Workload
 from edge_cl.config import Config
 from edge_cl.errors import BudgetExceeded, OperatorError
 from edge_cl.learning.outline import Outline
@@ -33,7 +32,8 @@ Tell = Callable[[str], None]
 
 def plan(config: Config, *, source_url: str) -> Checked:
     """The bytes that this configuration would take, part by part; nothing is measured and nothing allocated."""
-    task, _ = _task(config, source_url)
+    with make_source(source_url) as source:
+        task = assembly.task_of(config, source.schema)
     planned = _plan(config, task, assembly.blueprint_of(config, task))
     lines = [CheckLine(f"memory: {part.name}", None, part.nbytes, "bytes") for part in planned.parts]
     return Checked([_memory(config, task, planned.nbytes), *lines], {"replay_samples": planned.replay_samples})
@@ -46,15 +46,15 @@ def measure(config: Config, *, state: Path | None, source_url: str, tell: Tell =
     least it could be. Raises OperatorError if no learner is in `state`, BridgeError if the source cannot be opened.
     """
     tell("memory")
-    task, gap_s = _task(config, source_url)
-    workload = _workload(config, task, gap_s)
+    stream = Stream.of(config, source_url)
+    task, workload = stream.task, _workload(config, stream)
     if state is None:
         workload.fill()
     else:
         _restore(workload, state)
     learner, planned = workload.learner, workload.planned
     tell("steps")
-    times = workload.run(steps_for(gap_s, config.learning.batch_size))
+    times = workload.run(STEPS)
     tell("consolidation")
     consolidation_ms, rehearsed = workload.consolidate()
     parts = held(learner, planned)
@@ -74,22 +74,18 @@ def measure(config: Config, *, state: Path | None, source_url: str, tell: Tell =
         "steps": len(times.step),
         "predictions": len(times.predict),
         "threads": config.learning.threads,
-        "gap_ms": gap_s * 1e3,
+        "batch": stream.batch,
+        "made_up": times.made_up,
+        "at_work": round(sum(times.at_work) / sum(times.step), 2),
         "rehearsal_steps": rehearsed,
         "replay_samples": learner.replay.size,
     }
     return Checked([*lines, *exported], conditions, left_out)
 
 
-def _task(config: Config, source_url: str) -> tuple[assembly.Task, float]:
-    with make_source(source_url) as source:
-        task = assembly.task_of(config, source.schema)
-        return task, gap_of(task, source.schema, can_wait=source.can_wait)
-
-
-def _workload(config: Config, task: assembly.Task, gap_s: float) -> Workload:
-    blueprint = assembly.blueprint_of(config, task)
-    return Workload(config, task, blueprint, _plan(config, task, blueprint), gap_s)
+def _workload(config: Config, stream: Stream) -> Workload:
+    blueprint = assembly.blueprint_of(config, stream.task)
+    return Workload(config, stream, blueprint, _plan(config, stream.task, blueprint))
 
 
 def _plan(config: Config, task: assembly.Task, blueprint: Outline) -> Plan:
@@ -103,13 +99,13 @@ def _plan(config: Config, task: assembly.Task, blueprint: Outline) -> Plan:
 
 def _restore(workload: Workload, state: Path) -> None:
     check_state_dir(state)
-    task = workload.task
+    task = workload.stream.task
     found = CheckpointStore(state, model=assembly.fingerprint(task, workload.blueprint)).load()
     if found is None:
         raise OperatorError(f"{state}: no learner was saved there yet", hint="leave --state out to check a new one")
     assembly.check_classes(task, len(found.arrays["seen"]), found.meta["label_names"])
     workload.learner.restore(found.arrays, found.meta["learner"])
-    workload.n_classes = max(1, len(task.label_names or found.meta["label_names"]))
+    workload.know_classes(max(1, len(task.label_names or found.meta["label_names"])))
 
 
 def _memory(config: Config, task: assembly.Task, measured: int) -> CheckLine:
@@ -118,11 +114,11 @@ def _memory(config: Config, task: assembly.Task, measured: int) -> CheckLine:
 
 
 def _times(workload: Workload, times: Times, tell: Tell) -> list[CheckLine]:
-    config, task, gap_s = workload.config, workload.task, workload.gap_s
+    config = workload.config
 
     def tried(changed: Config, what: str) -> float:
         tell(f"a change that would mend {what}")
-        other = _workload(changed, task, gap_s)
+        other = _workload(changed, workload.stream)
         other.fill()
         return _percentile(getattr(other.run(advice.TRIED_STEPS), what), 99)
 

@@ -11,7 +11,7 @@ from edge_cl.learning.learner import Learner
 from edge_cl.learning.online_learner import OnlineLearner
 
 NEVER = "more is held than was planned: please report it"
-PROMISED = ("queue", "window", "snapshot")  # room that others than the learner fill
+PROMISED = ("queue", "window", "journal", "snapshot")  # room that others than the learner fill
 
 
 def held(learner: OnlineLearner, planned: Plan) -> dict[str, int]:

@@ -5,6 +5,7 @@ The description is JSON-able and names nothing of torch: the storage wing turns 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,32 @@ def weights(network: Learnable, n_classes: int, seen: NDArray[np.bool_]) -> dict
     values[f"{head}.weight"] = np.where(seen[:n_classes, None], values[f"{head}.weight"][:n_classes], np.float32(0))
     values[f"{head}.bias"] = np.where(seen[:n_classes], values[f"{head}.bias"][:n_classes], np.float32(NEVER))
     return values
+
+
+def adopt(network: Network, values: Mapping[str, NDArray[np.float32]]) -> NDArray[np.int64]:
+    """Give the network the weights of a graph made of one like it; the outputs (classes) that were in use.
+
+    `values` as `weights` gave them, for as many classes as there were, in whatever shape the graph has them. Raises
+    ValueError naming the weight that is missing or of another size.
+    """
+    own = {"input.mean": network.standardise.mean, "input.inverse_deviation": network.standardise.inverse_deviation}
+    own |= network.arena.views
+    head = None if network.blueprint.aim else network.blueprint.named_layers()[-1][0]
+    rows = {f"{head}.weight", f"{head}.bias"} if head else set()
+    for name, view in own.items():
+        if name not in values:
+            raise ValueError(f"{name}: no such weight in the graph")
+        n = len(values[name]) if name in rows else len(view)
+        if n > len(view) or values[name].size != n * view[0].numel():
+            raise ValueError(f"{name}: must be of shape {tuple(view.shape)} (got {values[name].shape})")
+    used = np.arange(network.n_outputs) if head is None else np.flatnonzero(values[f"{head}.bias"] > NEVER)
+    for name, view in own.items():
+        given = torch.from_numpy(values[name].copy()).to(view.device).view(-1, *view.shape[1:])
+        view[used if name in rows else slice(None)] = given[used] if name in rows else given
+    inverse = network.standardise.inverse_deviation
+    network.standardise.variance.copy_(torch.where(inverse > 0, inverse.clamp_min(torch.finfo().tiny) ** -2, 0.0))
+    network.standardise.refresh()
+    return used
 
 
 def _module_weights(network: TorchNetwork) -> dict[str, Tensor]:

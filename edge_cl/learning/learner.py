@@ -97,6 +97,15 @@ class Learner(OnlineLearner):
         self.objective.context.split(classes)
         self.objective.refresh()
 
+    def go_on_from(self, used: NDArray[np.int64], *, learned: int, steps: int, consolidations: int) -> None:
+        """Take the network's parameters for what was learnt in so many steps, in which these outputs were used."""
+        self.labelled, self.learnt, self.steps, self.consolidations = learned, learned, steps, consolidations
+        self.network.standardise.seen = learned
+        self.objective.meet(used)
+        self.trigger.done(learned)
+        self.anchor.theta.copy_(self.network.arena.flat)
+        self._follow_anchor()
+
     def learn(self, x: NDArray[Any], y: NDArray[np.int64], *, most_replayed: int | None = None) -> Step:
         """One step on labelled samples; a share of them goes to the exam instead and is never learnt from.
 

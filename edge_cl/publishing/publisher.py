@@ -86,6 +86,13 @@ class Publisher:
         """Seconds since this run last published, None if it has not yet."""
         return None if self._published_at is None else time.monotonic() - self._published_at
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether the learner has consolidated since the newest snapshot was made, whatever became of that."""
+        entries = self.shelf.entries()
+        newest = entries[-1].manifest["training"]["consolidations"] if entries else 0
+        return bool(self._learner.consolidations > newest)
+
     def publish(self, label_names: tuple[str, ...], exam: Exam | None = None) -> Published:
         """Fill the template, verify its answers against the learner's, and put it on the shelf: as `current`, or aside.
 

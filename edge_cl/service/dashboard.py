@@ -267,9 +267,19 @@ def _footer(status: Status) -> RenderableType:
     age = status["snapshot_age_s"]
     snapshot = plain(status["snapshot"] or "none yet") + Text("" if age is None else f", {clock(age)} old")
     grid.add_row("dropped", drops(status["dropped"]))
+    grid.add_row("kept", _kept(status))
     grid.add_row("snapshot", snapshot)
     grid.add_row("last", plain(status["message"]))
     return grid
+
+
+def _kept(status: Status) -> Text:
+    """What a power cut would leave of this run."""
+    durable = status["durable"]
+    if durable["refused"]:
+        return Text(f"nothing at present: {durable['refused']}", style="red")
+    behind = f", {durable['behind']:,} steps on their way to the disk" if durable["behind"] else ""
+    return Text(f"{durable['acknowledged']:,} labelled samples{behind}")
 
 
 def _beside(left: RenderableType, right: RenderableType, *, ratios: tuple[int, int]) -> RenderableType:

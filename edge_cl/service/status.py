@@ -8,7 +8,7 @@ After a power cut it may be old, empty or gone; the daemon's truth is in its che
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, TypedDict, cast
 
@@ -64,6 +64,25 @@ class Governed(TypedDict):
     skipped_samples: int
 
 
+class Durable(TypedDict):
+    """What a power cut now would leave: `acknowledged` labelled samples of this run, all but `behind` entries."""
+
+    durability: str  # sample, or checkpoint: then only checkpoints count
+    acknowledged: int
+    behind: int  # journal entries on their way to the disk
+    refused: str | None  # why the disk takes nothing at present
+
+
+class Restart(TypedDict):
+    """How this run began: from what, and what could not be had back. All 0 for a new learner."""
+
+    generation: int  # of the checkpoint
+    replayed: int  # journal entries behind it
+    seconds: float
+    lost_samples: int
+    faults: list[str]
+
+
 class Status(TypedDict):
     """One moment of a daemon. Times of day are seconds since 1970; a null is not known yet."""
 
@@ -103,6 +122,8 @@ class Status(TypedDict):
     step_limit: Limit
     predict_limit: Limit
     governor: Governed
+    durable: Durable
+    restart: Restart
     rss_bytes: int
     rss_peak_bytes: int
     received: int
@@ -159,6 +180,8 @@ def blank() -> Status:
             "replay_per_step": 0, "replay_wanted": 0, "skipping": 0, "lowered": 0, "raised": 0,
             "skipped_batches": 0, "skipped_samples": 0,
         },
+        "durable": {"durability": "", "acknowledged": 0, "behind": 0, "refused": None},
+        "restart": {"generation": 0, "replayed": 0, "seconds": 0.0, "lost_samples": 0, "faults": []},
         "rss_bytes": 0, "rss_peak_bytes": 0, "received": 0, "dropped": {}, "snapshot": None, "snapshot_age_s": None,
         "true_label": None, "predicted_label": None, "message": "",
     }  # fmt: skip
@@ -166,6 +189,12 @@ def blank() -> Status:
 
 def _unasked() -> Limit:
     return {"kept": True, "recent_seconds": 0, "recent_late": 0, "seconds": 0, "late": 0}
+
+
+def exam_point(steps: int, exam: Mapping[int, tuple[int, float]], names: Sequence[str]) -> ExamPoint:
+    """The point of an exam's history, each class by its name, or by its number if it has none."""
+    called = {label: names[label] if label < len(names) else str(label) for label in exam}
+    return {"steps": steps, "accuracy": {called[label]: accuracy for label, (_, accuracy) in exam.items()}}
 
 
 def write_status(directory: Path, status: Status) -> None:

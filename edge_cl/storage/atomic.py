@@ -17,7 +17,7 @@ import contextlib
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from edge_cl.storage.errors import disk_faults
@@ -28,6 +28,9 @@ OLD_OR_NEW = "the file is whole, as it was before or as it is new; nothing was a
 OLD_OR_NONE = "it is there as it was, or gone; nothing was acknowledged"
 NOTHING_CHANGED = "nothing was changed"
 
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_PIECE = 1 << 20  # bytes read back at a time
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
 
 
@@ -37,12 +40,66 @@ def write_atomic(path: Path, *parts: Part, mode: int = 0o600) -> None:
     The parts are written as they are, without a copy. `mode` is subject to the umask.
     Raises StorageFault.
     """
-    with disk_faults("write", path, rule=OLD_OR_NEW), open_folder(path.parent) as folder:
-        temporary = temporary_name(path.name)
-        with discarded_on_failure(folder, temporary):
-            write_new(folder, temporary, parts, mode)
-            os.rename(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
-        os.fsync(folder)
+    Replacement(path, *parts, mode=mode).finish()
+
+
+class Replacement:
+    """A file's next content, written but neither synced nor in its place: `finish` does that, on whatever thread.
+
+    What it was made of may change once the constructor has returned: the copy is the operating system's page cache.
+    `mode` is subject to the umask. Raises StorageFault.
+    """
+
+    def __init__(self, path: Path, *parts: Part, mode: int = 0o600) -> None:
+        self.path = path
+        self._temporary, self._file, self._folder = temporary_name(path.name), -1, -1
+        with disk_faults("write", path, rule=OLD_OR_NEW):
+            try:
+                self._folder = os.open(path.parent, _FOLDER)
+                self._file = os.open(self._temporary, _NEW_FILE, mode, dir_fd=self._folder)
+                _write_all(self._file, parts)
+            except BaseException:
+                self.discard()
+                raise
+
+    def finish(self, trailer: Callable[[Iterator[bytes]], bytes] | None = None) -> None:
+        """Append the trailer that is made of all content so far, sync, and put the file in its place durably.
+
+        If that fails nothing is left of it. Raises StorageFault.
+        """
+        with disk_faults("write", self.path, rule=OLD_OR_NEW):
+            try:
+                if trailer is not None:
+                    _write_all(self._file, [trailer(self._pieces())])
+                os.fsync(self._file)
+                self._close_file()  # some network file systems report a full disk only here
+                os.rename(self._temporary, self.path.name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+                self._temporary = ""
+                os.fsync(self._folder)
+            finally:
+                self.discard()
+
+    def discard(self) -> None:
+        """Leave no trace, so that a full disk is not kept full by our own rubbish; nothing happens once finished."""
+        if self._temporary and self._folder >= 0:
+            with contextlib.suppress(OSError):  # a fault that led here is the one to report
+                os.unlink(self._temporary, dir_fd=self._folder)
+        self._temporary = ""
+        self._close_file()
+        folder, self._folder = self._folder, -1
+        if folder >= 0:
+            os.close(folder)
+
+    def _pieces(self) -> Iterator[bytes]:
+        offset = 0
+        while piece := os.pread(self._file, _PIECE, offset):
+            offset += len(piece)
+            yield piece
+
+    def _close_file(self) -> None:
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
 
 
 def link_atomic(path: Path, target: str) -> None:
@@ -85,21 +142,18 @@ def write_new(folder: int, name: str, parts: Iterable[Part], mode: int = 0o600) 
 
     Raises OSError, FileExistsError among them.
     """
-    file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=folder)
+    file = os.open(name, _NEW_FILE, mode, dir_fd=folder)
     try:
-        for part in parts:
-            rest = memoryview(part).cast("B")
-            while rest:
-                rest = rest[os.write(file, rest) :]
+        _write_all(file, parts)
         os.fsync(file)
     finally:
-        os.close(file)  # may raise, too: some network file systems report a full disk only here
+        os.close(file)  # may raise, too
 
 
 @contextlib.contextmanager
 def open_folder(path: Path) -> Iterator[int]:
     """A descriptor of the folder, for names relative to it and for its fsync. Raises OSError."""
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    folder = os.open(path, _FOLDER)
     try:
         yield folder
     finally:
@@ -129,3 +183,10 @@ def is_temporary(name: str) -> bool:
     (True, False)
     """
     return _TEMPORARY.fullmatch(name) is not None
+
+
+def _write_all(file: int, parts: Iterable[Part]) -> None:
+    for part in parts:
+        rest = memoryview(part).cast("B")
+        while rest:
+            rest = rest[os.write(file, rest) :]

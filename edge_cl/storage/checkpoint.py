@@ -7,42 +7,41 @@ Must not know what the arrays mean. One file per slot, `checkpoint.a` and `check
       8      4  version     1
      12      8  generation  +1 at each save; the slot with the larger one is the newer
      20      8  length      n
-     28      n  safetensors the arrays; metadata "edge_cl" = JSON {"model", "meta"}
+     28      n  record      the arrays, and {"model", "meta"}: record.py
      28+n   32  SHA-256     of everything before it, header included
 
 safetensors notices almost no damage by itself (33,028 of 33,184 single-bit flips loaded without an error), hence the
-trailer, which is checked before anything is parsed. A save replaces the older slot through write_atomic and is
-acknowledged by returning; the newer slot is not touched.
+trailer, which is checked before anything is parsed. A save replaces the older slot and is acknowledged by returning;
+the newer slot is not touched. It has two halves, so that learning can go on: `begin` hands the bytes to the operating
+system without a copy of ours, `finish` has them hashed and on the disk.
 
 The model's fingerprint is kept here and not in the directory's own file: what it guards is the weights, so it is
 written in the same instant and under the same SHA-256, and a directory that has learnt nothing binds no one.
 """
 
+from __future__ import annotations
+
 import hashlib
-import json
+import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
-from edge_cl.storage.atomic import read_whole, write_atomic
-from edge_cl.storage.errors import DamagedFile, StateDirError
+from edge_cl.storage import record
+from edge_cl.storage.atomic import NOTHING_CHANGED, Part, Replacement, open_folder, read_whole
+from edge_cl.storage.errors import DamagedFile, StateDirError, disk_faults
 
 MAGIC = b"\x89edgecl\n"
 VERSION = 1
+DAMAGED = ".damaged"
 SLOTS = ("checkpoint.a", "checkpoint.b")
 
 _HEADER = struct.Struct("<8sIQQ")
 _HASH_BYTES = hashlib.sha256().digest_size
-_METADATA_KEY = "edge_cl"
-_DTYPES = {
-    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
-    *("float16", "float32", "float64", "complex64"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +74,7 @@ class CheckpointStore:
         Raises DamagedFile if something was saved and no slot is sound; StateDirError if the newest one is another
         model's or of a newer edge_cl. Changes nothing on disk.
         """
-        sound, faults = self._look()
+        sound, faults = self.slots()
         self.faults = list(faults.values())
         newest = max(sound, key=lambda slot: sound[slot].generation, default=None)
         if newest is None:
@@ -91,21 +90,44 @@ class CheckpointStore:
         return found
 
     def save(self, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> int:
-        """Write the slot that is not the newest; the generation, once it survives a power cut.
+        """Write the slot that is not the newest; the generation, once it survives a power cut. As `begin` and `finish`.
 
-        arrays: any shape and order, dtypes bool, (u)int8–64, float16–64, complex64. meta: dicts with str keys, lists,
-        str, int, float, bool, None, which come back equal, each float to the bit.
         Raises StorageFault (the slots hold what they held, a later save may work), TypeError, and as `load`.
+        """
+        return self.begin(arrays, meta).finish()
+
+    def begin(self, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Saving:
+        """Take down what is to be saved; it may change afterwards, and the caller lets no second one begin meanwhile.
+
+        arrays and meta: see record.py. Raises as `save`.
         """
         if not self._looked:
             self.load()
         generation, newest = self._newest or (0, SLOTS[1])
         slot = SLOTS[1 - SLOTS.index(newest)]
-        write_atomic(self.folder / slot, *encode(generation + 1, arrays, meta, model=self._model))
-        self._newest = (generation + 1, slot)
-        return generation + 1
+        parts = _unsealed(generation + 1, arrays, meta, model=self._model)
+        return Saving(self, Replacement(self.folder / slot, *parts), generation + 1, slot)
 
-    def _look(self) -> tuple[dict[str, Checkpoint], dict[str, str]]:
+    def set_aside(self) -> None:
+        """Give up what the slots hold: a damaged one stays for a person to look at, as SLOT.damaged.
+
+        Raises StorageFault.
+        """
+        for slot in self.slots()[1]:
+            with disk_faults("set aside", self.folder / slot, rule=NOTHING_CHANGED), open_folder(self.folder) as folder:
+                os.rename(slot, slot + DAMAGED, src_dir_fd=folder, dst_dir_fd=folder)
+                os.fsync(folder)
+        self._newest, self._looked = None, True
+
+    def saved(self, generation: int, slot: str) -> None:
+        """That generation is the newest from now on."""
+        self._newest = (generation, slot)
+
+    def slots(self) -> tuple[dict[str, Checkpoint], dict[str, str]]:
+        """The sound slots, and a sentence for each damaged one; what does not exist is in neither.
+
+        Raises StateDirError if one is of a newer edge_cl.
+        """
         sound: dict[str, Checkpoint] = {}
         faults: dict[str, str] = {}
         for slot in SLOTS:
@@ -127,18 +149,23 @@ class CheckpointStore:
             )
 
 
-def encode(
-    generation: int, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], *, model: str | None
-) -> tuple[bytes, bytes, bytes]:
-    """A slot's content in three parts: header, safetensors, SHA-256. Raises TypeError."""
-    _check_jsonable(dict(meta), "meta")
-    text = json.dumps({"model": model, "meta": dict(meta)})
-    plain = {name: _plain(name, array) for name, array in arrays.items()}
-    payload = safetensors.numpy.save(plain, metadata={_METADATA_KEY: text})
-    header = _HEADER.pack(MAGIC, VERSION, generation, len(payload))
-    digest = hashlib.sha256(header)
-    digest.update(payload)
-    return header, payload, digest.digest()
+class Saving:
+    """A checkpoint that was taken down; `finish` makes it last, on whatever thread."""
+
+    def __init__(self, store: CheckpointStore, file: Replacement, generation: int, slot: str) -> None:
+        self._store, self._file, self._generation, self._slot = store, file, generation, slot
+
+    def finish(self) -> int:
+        """The generation, once it survives a power cut. Raises StorageFault: the slots hold what they held."""
+        self._file.finish(_sha256)
+        self._store.saved(self._generation, self._slot)
+        return self._generation
+
+
+def encode(generation: int, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], *, model: str | None) -> bytes:
+    """A slot's content. Raises TypeError."""
+    unsealed = _unsealed(generation, arrays, meta, model=model)
+    return b"".join([*unsealed, _sha256(unsealed)])
 
 
 def decode(content: bytes) -> Checkpoint:
@@ -164,33 +191,23 @@ def decode(content: bytes) -> Checkpoint:
 
 
 def _parse(payload: bytes, generation: int) -> Checkpoint:
-    header_bytes = int.from_bytes(payload[:8], "little")
-    noted = json.loads(json.loads(payload[8 : 8 + header_bytes])["__metadata__"][_METADATA_KEY])
-    # safetensors hands out read-only views of the file's bytes; copies are the caller's own, and free those bytes.
-    arrays = {name: array.copy() for name, array in safetensors.numpy.load(payload).items()}
+    arrays, noted = record.unpack(payload)
     return Checkpoint(arrays, noted["meta"], generation, noted["model"])
 
 
-def _plain(name: str, array: np.ndarray) -> np.ndarray:
-    array = np.asarray(array)
-    if array.dtype.name not in _DTYPES:
-        raise TypeError(f"arrays[{name!r}]: no dtype that a checkpoint can hold (got {array.dtype})")
-    # safetensors reads on from the array's address, blind to strides: a transposed view would be saved out of order.
-    return np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
+def _unsealed(
+    generation: int, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], *, model: str | None
+) -> list[Part]:
+    """A slot's content but for the SHA-256 at its end, as views of the arrays."""
+    payload = record.parts(arrays, {"model": model, "meta": dict(meta)})
+    return [_HEADER.pack(MAGIC, VERSION, generation, sum(len(part) for part in payload)), *payload]
 
 
-def _check_jsonable(value: object, where: str) -> None:
-    # json.dumps alone would turn a tuple into a list and the key 1 into "1": a resumed learner would differ silently.
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise TypeError(f"{where}: keys must be str (got {key!r})")
-            _check_jsonable(item, f"{where}.{key}")
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            _check_jsonable(item, f"{where}[{index}]")
-    elif not (value is None or isinstance(value, str | int | float)):
-        raise TypeError(f"{where}: not a JSON value (got {type(value).__name__})")
+def _sha256(pieces: Iterable[Part]) -> bytes:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.digest()
 
 
 def _nothing_sound(folder: Path, faults: dict[str, str]) -> DamagedFile:

@@ -7,6 +7,7 @@ StorageError
 ├── ShelfError         the shelf cannot do what was asked of it
 ├── KeyFileError       a key cannot be used to sign or to verify
 ├── DamagedFile        a file is not what was once written
+├── JournalDamaged     entries of the journal are lost
 ├── TemplateError      the ONNX template could not be built or filled
 ├── VariantError       no smaller variant of a model could be made
 └── SnapshotMismatch   the ONNX model does not answer as the learner does
@@ -85,6 +86,22 @@ class DamagedFile(StorageError):  # noqa: N818 - it says what happened
 
     Raised when nothing sound is left to fall back to.
     """
+
+
+class JournalDamaged(StorageError):  # noqa: N818 - it says what happened
+    """The journal is sound up to entry `number`; at least `lost` entries were behind it, None if nothing tells.
+
+    Raised when the entry after `number` is known to have been there, and cannot be read or is not what was written.
+    """
+
+    def __init__(self, folder: Path, number: int, lost: int | None, why: str) -> None:
+        entries = "how many is not known" if lost is None else f"{lost} at least"
+        super().__init__(
+            f"{folder} is sound up to entry {number}, entries behind it are lost ({entries}): {why}",
+            hint="restore the state directory from a backup, or go on from the last sound entry",
+        )
+        self.number = number
+        self.lost = lost
 
 
 class TemplateError(StorageError):

@@ -1,4 +1,4 @@
-"""The two things about ONNX's bytes that are needed without importing onnx: add metadata, and notice external data.
+"""What is needed of ONNX's bytes without importing onnx: add metadata, notice external data, read the weights.
 
 Knows the protobuf wire format and the field numbers of onnx.proto3, nothing of models.
 
@@ -6,11 +6,14 @@ Knows the protobuf wire format and the field numbers of onnx.proto3, nothing of 
         0  varint      1  8 bytes      2  length varint, that many bytes      5  4 bytes
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 _METADATA_PROPS = 14  # ModelProto; an entry has key = 1, value = 2
+_DATA_TYPE, _RAW_DATA, _FLOAT = 2, 9, 1  # TensorProto, and the value of its type for float32
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # TensorProto
 
 # Every road from a ModelProto to a TensorProto: message → {field: message it holds}.
@@ -56,6 +59,43 @@ def has_external_data(model: bytes) -> bool:
                     raise ValueError(f"field {number} of a {kind} is no message")
                 waiting.append((held, value))
     return False
+
+
+def initializers(model: bytes) -> dict[str, np.ndarray]:
+    """The float32 weights of a serialised ModelProto's graph, each by its name and of its shape; views of the bytes.
+
+    Others are passed over. Raises ValueError if the bytes are no protobuf, or a weight's are not as many as its shape.
+    """
+    found = {}
+    for graph in _messages(memoryview(model), 7):
+        for tensor in _messages(graph, 5):
+            fields = list(_fields(tensor))
+            raw = next((value for number, value in fields if number == _RAW_DATA), None)
+            if (_DATA_TYPE, _FLOAT) in fields and isinstance(raw, memoryview):
+                name = next(bytes(value).decode() for number, value in fields if number == 8)
+                found[name] = np.frombuffer(raw, "<f4").reshape(_dimensions(fields))
+    return found
+
+
+def _messages(message: memoryview, wanted: int) -> Iterator[memoryview]:
+    for number, value in _fields(message):
+        if number == wanted:
+            if not isinstance(value, memoryview):
+                raise ValueError(f"field {number} is no message")
+            yield value
+
+
+def _dimensions(fields: Sequence[tuple[int, int | memoryview]]) -> list[int]:
+    sizes: list[int] = []
+    for number, value in fields:
+        if number == 1 and isinstance(value, int):
+            sizes.append(value)
+        elif number == 1 and isinstance(value, memoryview):  # packed
+            at = 0
+            while at < len(value):
+                size, at = _read_varint(value, at)
+                sizes.append(size)
+    return sizes
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:

@@ -33,6 +33,7 @@ STATES: tuple[State, ...] = get_args(State)
 
 MODEL_NAME = "model.onnx"
 MANIFEST_NAME = "manifest.json"
+SUM_NAME = "manifest.sha256"  # as sha256sum writes it; the manifest in turn has that of the model
 SIGNATURE_NAME = "manifest.sig"
 STATE_NAME = "state.json"
 CURRENT_NAME = "current"
@@ -151,6 +152,8 @@ class ShelfReader:
         if content is None:
             return None
         manifest = _json_object(content)
+        if not _is_as_written(content, path.with_name(SUM_NAME)):
+            raise DamagedFile(f"{path} is damaged: its SHA-256 is not the one in {SUM_NAME}", hint=_USE_ANOTHER)
         if manifest.get("id") != number or any(field not in manifest for field in OWN_FIELDS):
             raise DamagedFile(f"{path} is damaged: not the manifest of {number}", hint=_USE_ANOTHER)
         if state is None:
@@ -193,6 +196,16 @@ def _read(path: Path) -> bytes | None:
             return read_whole(path)
         except FileNotFoundError:
             return None
+
+
+def sum_line(manifest: bytes) -> bytes:
+    """What SUM_NAME says of a manifest."""
+    return f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST_NAME}\n".encode()
+
+
+def _is_as_written(manifest: bytes, path: Path) -> bool:
+    noted = _read(path)
+    return noted is None or noted == sum_line(manifest)  # snapshots of edge_cl 0.1.0 have none
 
 
 def _json_object(content: bytes) -> dict[str, Any]:

@@ -51,9 +51,11 @@ from edge_cl.storage.published import (
     PINNED_NAME,
     SIGNATURE_NAME,
     STATE_NAME,
+    SUM_NAME,
     Published,
     ShelfReader,
     State,
+    sum_line,
 )
 
 __all__ = ["Published", "Shelf", "State"]  # those who change the shelf read it, too
@@ -208,7 +210,8 @@ class Shelf(ShelfReader):
     def _add(self, model: bytes, manifest: Mapping[str, Any], state: State, why: str) -> str:
         number = f"{int(max(self.ids(), key=int, default='0')) + 1:06d}"
         content = _manifest(number, model, manifest)
-        files = {MODEL_NAME: model, MANIFEST_NAME: content, STATE_NAME: _state_bytes(state, why)}
+        files = {MODEL_NAME: model, MANIFEST_NAME: content, SUM_NAME: sum_line(content)}
+        files[STATE_NAME] = _state_bytes(state, why)
         if self._sign is not None:
             files[SIGNATURE_NAME] = self._sign(content)
         with disk_faults("publish", self.folder / number, rule=CURRENT_STAYS), open_folder(self.folder) as shelf:

@@ -2,7 +2,8 @@
 
 Must not know what the others keep in it.
 
-    DIR/.format   {"format": 1}: how DIR is laid out. A newer one is refused and nothing is touched.
+    DIR/.format   {"format": 2}: how DIR is laid out. A newer one is refused and nothing is touched; an older one is
+                  read as it is, and brought up to date by migration.py before anything is written.
     DIR/lock      flock'ed while a daemon runs; holds its pid. Never deleted: two daemons could each lock "the" file.
 
 The kernel drops a flock with the last descriptor, so no kill leaves a stale lock. (It belongs to the open file, not to
@@ -14,7 +15,9 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -22,9 +25,11 @@ from edge_cl.storage.atomic import NOTHING_CHANGED, is_temporary, open_folder, r
 from edge_cl.storage.errors import StateBusy, StateDirError, disk_faults
 from edge_cl.storage.lock import lock_in_time
 
-FORMAT = 1
+FORMAT = 2  # 1: no journal
 FORMAT_NAME = ".format"
 LOCK_NAME = "lock"
+JOURNAL_NAME = "journal"
+SHELF_NAME = "snapshots"
 
 # What may lie in a directory that becomes ours: what a start that was killed leaves behind, and a fresh file system's.
 _HARMLESS = {LOCK_NAME, "lost+found"}
@@ -35,7 +40,7 @@ _LOCK_PATIENCE_S = 0.2
 class StateDir:
     """The state directory at `path`, created 0700 if missing and locked for this process until `close`.
 
-    Unfinished temporaries of a killed predecessor are removed.
+    Unfinished temporaries of a killed predecessor are removed. `format` is how it is laid out: FORMAT if it was empty.
     Raises StateDirError, StateBusy, StorageFault; in each case nothing in the directory was changed.
     """
 
@@ -43,12 +48,13 @@ class StateDir:
         self.path = path
         with disk_faults("create", path, rule=NOTHING_CHANGED):
             _create(path)
-        fresh = check_state_dir(path) is None
+        found = check_state_dir(path)
         with disk_faults("lock", path / LOCK_NAME, rule=NOTHING_CHANGED):
             self._lock = _take_lock(path)
         try:
-            if fresh:
-                write_atomic(path / FORMAT_NAME, json.dumps({"format": FORMAT}).encode() + b"\n")
+            if found is None:
+                write_format(path)
+            self.format = FORMAT if found is None else found
             with disk_faults("clean", path, rule="unfinished temporary files may remain, nothing else was touched"):
                 _remove_temporaries(path)
         except BaseException:
@@ -73,14 +79,43 @@ class StateDir:
 def check_state_dir(path: Path) -> int | None:
     """The format of the state directory, None if it is empty and has none yet; for readers, too: takes no lock.
 
-    Raises StateDirError if it is missing, a link, another user's, group- or world-writable, something else's or newer.
+    Raises StateDirError if it is missing, a link, another user's, group- or world-writable, something else's or newer,
+    or if its journal or its shelf is one of the first four.
     """
     with disk_faults("look into", path, rule=NOTHING_CHANGED):
         _check_safe(path)
         layout = _read_format(path)
         if layout is None:
             _check_empty(path)
+        for name in (JOURNAL_NAME, SHELF_NAME):
+            if os.path.lexists(path / name):
+                _check_safe(path / name)
     return layout
+
+
+def write_format(path: Path, layout: int = FORMAT) -> None:
+    """Note how the directory is laid out. Raises StorageFault."""
+    write_atomic(path / FORMAT_NAME, json.dumps({"format": layout}).encode() + b"\n")
+
+
+@contextlib.contextmanager
+def empty_state_dir(path: Path) -> Iterator[None]:
+    """An empty directory, created 0700 if missing and locked meanwhile, for whoever fills it and notes its format last.
+
+    Raises StateDirError if it is not empty, StateBusy, StorageFault.
+    """
+    with disk_faults("create", path, rule=NOTHING_CHANGED):
+        _create(path)
+    _check_nothing_there(path)
+    with disk_faults("lock", path / LOCK_NAME, rule=NOTHING_CHANGED):
+        lock = _take_lock(path)
+    try:
+        _check_nothing_there(path)  # a daemon may have begun one before we had the lock
+        with disk_faults("clean", path, rule="unfinished temporary files may remain, nothing else was touched"):
+            _remove_temporaries(path)
+        yield
+    finally:
+        os.close(lock)
 
 
 def running_pid(path: Path) -> int | None:
@@ -101,6 +136,11 @@ def running_pid(path: Path) -> int | None:
         finally:
             os.close(lock)
         return None
+
+
+def _check_nothing_there(path: Path) -> None:
+    if check_state_dir(path) is not None:
+        raise StateDirError(f"{path} holds a state already", hint="name a new or an empty directory")
 
 
 def _create(path: Path) -> None:
@@ -189,6 +229,9 @@ def _noted_pid(lock: int) -> int:
 
 def _remove_temporaries(path: Path) -> None:
     for entry in path.iterdir():
-        if is_temporary(entry.name) and not entry.is_dir():
+        if is_temporary(entry.name):
             with contextlib.suppress(FileNotFoundError):
-                entry.unlink()
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink()

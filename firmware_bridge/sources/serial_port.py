@@ -87,6 +87,9 @@ class SerialPort:
             with suppress(OSError):  # the device is gone: nothing is left to close
                 port.close()
 
+    def acknowledge(self, upto: SampleId) -> None:
+        """Nobody to tell."""
+
     def __enter__(self) -> SerialPort:
         self.open()
         return self

@@ -102,6 +102,9 @@ class Simulated:
         if process.stdout is not None:
             process.stdout.close()
 
+    def acknowledge(self, upto: SampleId) -> None:
+        """Nobody to tell."""
+
     def __enter__(self) -> Simulated:
         self.open()
         return self

@@ -29,7 +29,7 @@ from bench.workloads import WORKLOADS, Data, Workload
 from edge_cl import assembly
 from edge_cl.assembly import Task, template_request
 from edge_cl.config import Config, resolve
-from edge_cl.heap import give_back
+from edge_cl.heap import give_back, keep
 from edge_cl.learning.graph import weights
 from edge_cl.learning.learner import Learner
 from edge_cl.learning.replay import Reservoir
@@ -152,6 +152,7 @@ def main() -> int:
     parser.add_argument("--warm-up", type=int, required=True)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep()  # as the daemon does
     with publishing(WORKLOADS[options.workload], options.data) as made:
         grown = growth_mb(made, options.snapshots, options.warm_up)
     found = {"rss_growth_mb": round(grown, 3), "rss_mb": round(resident() / 1e6, 1), "kept_aside": made.kept_aside}

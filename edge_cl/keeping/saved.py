@@ -13,7 +13,7 @@ from edge_cl import assembly
 from edge_cl.config import Config
 from edge_cl.errors import OperatorError
 from edge_cl.learning.online_learner import OnlineLearner
-from edge_cl.storage.checkpoint import CheckpointStore
+from edge_cl.storage.checkpoint import Checkpoint, CheckpointStore
 from firmware_bridge.sample import Schema
 
 
@@ -34,7 +34,7 @@ def described(config: Config, schema: Schema) -> dict[str, Any]:
 
 
 def load_saved(state: Path) -> Saved:
-    """The learner last saved in a state directory; changes nothing there and takes no lock.
+    """The learner as it was last saved in a state directory, without the journal behind it; changes nothing there.
 
     Raises OperatorError if none was saved yet, or by an edge_cl that did not note how it was configured, and
     StorageError as `CheckpointStore.load`.
@@ -44,13 +44,18 @@ def load_saved(state: Path) -> Saved:
         raise OperatorError(
             f"{state}: no learner was saved there yet", hint="a daemon saves one every storage.checkpoint_every_s"
         )
+    return rebuilt(found, state)
+
+
+def rebuilt(found: Checkpoint, state: Path) -> Saved:
+    """The learner of a checkpoint. Raises OperatorError if the checkpoint does not say how it is configured."""
     try:
         config = Config.model_validate(found.meta["config"])
         schema = Schema(**{key: _as_tuple(value) for key, value in found.meta["schema"].items()})
     except (KeyError, TypeError, ValidationError):
         raise OperatorError(
             f"{state}: the checkpoint does not say how its learner is configured, as this edge_cl would read it",
-            hint=f"a run of this version saves it anew: edge-cl run --state {state}",
+            hint="start the edge_cl that wrote it once more and stop it, then this one; or name another directory",
         ) from None
     task = assembly.task_of(config, schema)
     blueprint = assembly.blueprint_of(config, task)

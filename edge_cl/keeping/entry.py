@@ -1,0 +1,83 @@
+"""One entry of the journal: what was done to the learner, and where in its stream the daemon was when it did it.
+
+State is a fold over entries: the same learner and the same entry give the same learner, bit for bit, on the same
+machine, with the same thread count, on a CPU. What a clock had decided (how much was replayed, how long the rehearsal
+might take) is written down, so that a replay decides the same. Must not know where the bytes lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from edge_cl.keeping.cursor import Arrays, Cursor
+from edge_cl.learning.online_learner import OnlineLearner
+from edge_cl.storage import record
+from firmware_bridge.sample import Sample
+
+Kind = Literal["learn", "skip", "consolidate", "seen"]
+
+_CURSOR: Final = "cursor."
+
+
+def learn(samples: Sequence[Sample], cursor: Cursor, *, most_replayed: int) -> bytes:
+    """A step on labelled samples, stored as the sensor made them, with their labels and ids."""
+    arrays = {
+        "x": np.stack([sample.values for sample in samples]),
+        "y": np.array([sample.label for sample in samples], np.int64),
+        "ids": np.array([sample.id for sample in samples], np.int64),
+    }
+    return _pack("learn", cursor, arrays, {"most_replayed": most_replayed})
+
+
+def skip(samples: int, cursor: Cursor) -> bytes:
+    """Samples that the governor had no time to learn from."""
+    return _pack("skip", cursor, {}, {"samples": samples})
+
+
+def consolidate(cursor: Cursor, *, most_steps: int | None, exam: Mapping[int, tuple[int, float]]) -> bytes:
+    """A consolidation with at most so many steps of rehearsal, and how each class did in the exam after it."""
+    told = [[label, n, accuracy] for label, (n, accuracy) in exam.items()]
+    return _pack("consolidate", cursor, {}, {"most_steps": most_steps, "exam": told})
+
+
+def seen(cursor: Cursor) -> bytes:
+    """Nothing was done: samples came from which nothing is to be learnt."""
+    return _pack("seen", cursor, {}, {})
+
+
+class Entry:
+    """An entry read back; `samples` is how many were learnt or skipped by it."""
+
+    def __init__(self, body: bytes) -> None:
+        self._arrays, self._plain = record.unpack(body)
+        self.kind: Kind = self._plain["kind"]
+        self.samples = len(self._arrays["y"]) if self.kind == "learn" else int(self._plain.get("samples", 0))
+
+    @property
+    def cursor(self) -> Cursor:
+        """Where the daemon was."""
+        arrays = {key.removeprefix(_CURSOR): value for key, value in self._arrays.items() if key.startswith(_CURSOR)}
+        return Cursor.restored(arrays, self._plain["cursor"])
+
+    @property
+    def exam(self) -> dict[int, tuple[int, float]]:
+        """How each class did after a consolidation."""
+        return {label: (n, accuracy) for label, n, accuracy in self._plain.get("exam", ())}
+
+    def apply(self, learner: OnlineLearner) -> None:
+        """Do to the learner what was done to it then."""
+        if self.kind == "learn":
+            learner.learn(self._arrays["x"], self._arrays["y"], most_replayed=self._plain["most_replayed"])
+        elif self.kind == "consolidate":
+            learner.consolidate(most_steps=self._plain["most_steps"])
+
+
+def _pack(kind: Kind, cursor: Cursor, arrays: Arrays, choices: dict[str, Any]) -> bytes:
+    own, place = cursor.state()
+    return record.pack(
+        arrays | {f"{_CURSOR}{name}": array for name, array in own.items()},
+        {"kind": kind, **choices, "cursor": place},
+    )
