@@ -73,7 +73,7 @@ class Child:
             if self._keeper.has_room(len(body)):
                 self._learn(body)
             if self._rng.random() < WAITS:
-                self._keeper.wait_for_all(PATIENCE_S)
+                self._keeper.wait_for(self._keeper.entry, PATIENCE_S)
             self._acknowledge(tell)
             if self._keeper.is_due:
                 self._keeper.checkpoint(*self._fold.state(), wait=False)
