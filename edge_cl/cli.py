@@ -24,6 +24,7 @@ from rich.live import Live
 
 from edge_cl import config as configuration
 from edge_cl import running
+from edge_cl.cli_bridge import bridge_app
 from edge_cl.cli_check import check
 from edge_cl.cli_evaluate import evaluate
 from edge_cl.cli_export import export
@@ -51,6 +52,7 @@ config_app = typer.Typer(help="Check, show and explain the configuration.", no_a
 app.add_typer(config_app, name="config")
 app.add_typer(snapshots_app, name="snapshots")
 app.add_typer(state_app, name="state")
+app.add_typer(bridge_app, name="bridge")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

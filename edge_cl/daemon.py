@@ -51,9 +51,10 @@ DISK_POLL_S = 0.01  # between two looks for room in the journal, where the sourc
 EXAM_BYTES = 64  # of one class in the entry of a consolidation
 # What the daemon itself lets go, by reason.
 DROPPED = ("shape", "label_out_of_range", "label_unmatched", "no_time_to_learn", "not_journaled")
-# Counters of the bridge that count no loss: reboots, what was made while nobody listened, frames that came twice or
-# too late (their loss is in wire_lost already), samples that only lost their label, and rows of a test split.
-NOT_DROPPED = {"restarts", "away", "duplicate", "late", "label", "mixed_label", "nonfinite_held_out"}
+# Counters of the bridge that count no loss: reboots, lines that came back, what was made while nobody listened, frames
+# that came twice or too late (their loss is in wire_lost already), samples that only lost their label, and rows of a
+# test split.
+NOT_DROPPED = {"restarts", "reconnects", "away", "duplicate", "late", "label", "mixed_label", "nonfinite_held_out"}
 
 
 class Daemon:

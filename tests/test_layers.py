@@ -24,7 +24,7 @@ FLOORS = [
     ["edge_cl.settings"],
     ["edge_cl.config", "edge_cl.console"],
     ["edge_cl.learning", "edge_cl.storage", "edge_cl.service", "edge_cl.signals"],
-    ["edge_cl.running", "edge_cl.deploy"],
+    ["edge_cl.running", "edge_cl.deploy", "edge_cl.recorder"],
     ["edge_cl.budget", "edge_cl.governor", "edge_cl.exits", "edge_cl.modules", "edge_cl.backbone_file"],
     ["edge_cl.assembly", "edge_cl.module_export"],
     ["edge_cl.publishing", "edge_cl.keeping", "edge_cl.evaluation", "edge_cl.estimator"],
@@ -32,7 +32,10 @@ FLOORS = [
     ["edge_cl.report"],
     ["edge_cl.daemon", "edge_cl.export"],
     ["edge_cl.check"],
-    ["edge_cl.cli_check", "edge_cl.cli_evaluate", "edge_cl.cli_export", "edge_cl.cli_snapshots", "edge_cl.cli_state"],
+    [
+        *("edge_cl.cli_bridge", "edge_cl.cli_check", "edge_cl.cli_evaluate", "edge_cl.cli_export"),
+        *("edge_cl.cli_snapshots", "edge_cl.cli_state"),
+    ],
     ["edge_cl.cli"],
     ["edge_cl.__main__"],
 ]
@@ -56,6 +59,7 @@ COMMANDS = [
     "edge_cl.cli_evaluate",
     "edge_cl.cli_check",
     "edge_cl.cli_snapshots",
+    "edge_cl.cli_bridge",
     "edge_cl.cli_state",
     "edge_cl.cli_export",
     "edge_cl.console",
@@ -76,7 +80,9 @@ ONLY_IN = {
     "matplotlib": ["edge_cl.evaluation.plots"],
     "sklearn": ["edge_cl.sklearn", "edge_cl.evaluation.data"],
     "river": ["edge_cl.river"],
-    "serialx": ["firmware_bridge.sources.serial_port"],
+    "serialx": ["firmware_bridge.sources.serial_port", "firmware_bridge.devices"],
+    "paho": ["firmware_bridge.sources.mqtt_link"],
+    "cv2": ["firmware_bridge.sources.camera_frames"],
 }
 
 # The command line prints. The others are programs of their own: their standard output is a wire to their parent.
@@ -89,6 +95,7 @@ MAY_PRINT = [
     "edge_cl.console",
     "edge_cl.deployment.consumer",
     "firmware_bridge.fake_board",
+    "firmware_bridge.sources.camera_child",
     "edge_cl.storage.template_child",
     "edge_cl.storage.variants_child",
 ]

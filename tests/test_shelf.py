@@ -139,7 +139,12 @@ def test_a_damaged_model_or_manifest_is_noticed(tmp_path: Path) -> None:
     manifest = path.with_name("manifest.json")
     shelf.set_aside(b"aside", {}, why="")
     sound = manifest.read_bytes()
-    for content in (sound[:20] + bytes([sound[20] ^ 1]) + sound[21:], sound[:-1], b"", sound.replace(b"000001", b"000002")):
+    for content in (
+        sound[:20] + bytes([sound[20] ^ 1]) + sound[21:],
+        sound[:-1],
+        b"",
+        sound.replace(b"000001", b"000002"),
+    ):
         manifest.write_bytes(content)
         with pytest.raises(DamagedFile, match=r"its SHA-256 is not the one in manifest\.sha256"):
             shelf.current()

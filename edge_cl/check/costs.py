@@ -19,17 +19,22 @@ from numpy.typing import NDArray
 from edge_cl.assembly import template_request
 from edge_cl.check.line import CheckLine
 from edge_cl.check.workload import Workload
+from edge_cl.keeping import entry
+from edge_cl.keeping.cursor import Cursor
 from edge_cl.learning.graph import weights
 from edge_cl.publishing.publisher import BUILD_TIMEOUT_S, PROBES, due_answers
 from edge_cl.service.telemetry import rss_bytes
 from edge_cl.storage.checkpoint import CheckpointStore
 from edge_cl.storage.errors import VariantError
+from edge_cl.storage.journal import Journal
 from edge_cl.storage.snapshot import Deployed, fill, verify
 from edge_cl.storage.template import start_build
 from edge_cl.storage.variants import Latency, latency, make_variant
+from firmware_bridge.sample import Sample
 
 T = TypeVar("T")
 
+JOURNALED_STEPS = 100
 REPEATS = 5  # of what is done once in a while; the median is told
 # What a process is that has imported all that the daemon imports, and has done nothing.
 FLOOR = """
@@ -93,6 +98,26 @@ def checkpoint_lines(workload: Workload) -> list[CheckLine]:
         CheckLine("checkpoint size", None, size, "bytes"),
         CheckLine("checkpoint save", None, save_ms, "ms"),
         CheckLine("checkpoints an hour", None, per_hour, "bytes"),
+    ]
+
+
+def journal_lines(workload: Workload) -> list[CheckLine]:
+    """What the journal writes for each sample learnt, in steps of a full batch brought to the disk together."""
+    if workload.config.storage.durability == "checkpoint":
+        return []
+    batch = workload.config.learning.batch_size
+    x, y = workload.samples(batch)
+    samples = [Sample(0, 0, n, n, values, int(label)) for n, (values, label) in enumerate(zip(x, y, strict=True))]
+    body = entry.learn(samples, Cursor(), most_replayed=workload.config.replay.per_step)
+    with TemporaryDirectory(prefix="edge_cl-") as folder:
+        journal = Journal(Path(folder), after=0, queue_bytes=JOURNALED_STEPS * len(body))
+        for _ in range(JOURNALED_STEPS):
+            journal.append(body)
+        journal.close()
+        written = sum(file.stat().st_size for file in Path(folder).iterdir())
+    return [
+        CheckLine("journal bytes a sample", None, written / (JOURNALED_STEPS * batch), "bytes"),
+        CheckLine("of which the sample's own", None, x[0].nbytes, "bytes"),
     ]
 
 

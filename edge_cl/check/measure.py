@@ -15,7 +15,7 @@ import numpy as np
 from edge_cl import assembly
 from edge_cl.budget import LEAST_REPLAY, Plan
 from edge_cl.check import advice
-from edge_cl.check.costs import checkpoint_lines, process_lines, snapshot_lines, variant_lines
+from edge_cl.check.costs import checkpoint_lines, journal_lines, process_lines, snapshot_lines, variant_lines
 from edge_cl.check.line import Checked, CheckLine
 from edge_cl.check.parts import byte_lines, held
 from edge_cl.check.workload import STEPS, WARM_UP, Stream, Times, Workload
@@ -64,7 +64,7 @@ def measure(config: Config, *, state: Path | None, source_url: str, tell: Tell =
     tell("snapshot")
     made, model, probes = snapshot_lines(workload)
     lines += [_advised(line, lambda: advice.for_snapshot(config, task, len(model))) for line in made]
-    lines += checkpoint_lines(workload)
+    lines += [*checkpoint_lines(workload), *journal_lines(workload)]
     tell("process")
     lines += process_lines()
     tell("export")

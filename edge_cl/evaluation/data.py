@@ -84,10 +84,11 @@ def _read(source: str) -> Dataset:
 def _recording(name: str, source: str, file: RecordingFile) -> Dataset:
     if file.y is None:
         raise OperatorError(f"{source}: y: must be there to evaluate on", hint="add labels y (N,), or y_train")
-    held = file.held_out
+    held, labelled = file.held_out, file.y >= 0
     test_x, test_y = (file.x[:0], file.y[:0]) if held is None else (held.x, held.y)
-    marks = {mark.removesuffix("_train"): values for mark, values in file.marks.items()}
-    whole = _dataset(name, file.x, file.y, test_x, test_y, label_names=file.schema.label_names, marks=marks)
+    marks = {mark.removesuffix("_train"): values[labelled] for mark, values in file.marks.items()}
+    x, y, names = file.x[labelled], file.y[labelled], file.schema.label_names
+    whole = _dataset(name, x, y, test_x, test_y, label_names=names, marks=marks)
     return replace(whole, test_marks=file.held_out_marks)
 
 

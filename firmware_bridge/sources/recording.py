@@ -149,7 +149,7 @@ class Recording:
 
     def _sample(self, file: RecordingFile, seq: int) -> Sample:
         row = int(self._order[seq])
-        label = None if file.y is None else int(file.y[row])
+        label = None if file.y is None or file.y[row] < 0 else int(file.y[row])
         return Sample(0, self._boot, seq, int(file.time_us[row]), file.x[row, ...], label, self._gap)
 
     def _wait_until_due(self, file: RecordingFile, timeout_s: float) -> bool:

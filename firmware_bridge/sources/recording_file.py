@@ -2,9 +2,10 @@
 
     x or x_train        (N, …) samples as the sensor made them: uint8, int8, int16, uint16, int32, float32, float16
                         (bool, int64, uint32, uint64 and float64 are narrowed where the values fit)
-    y or y_train        (N,) whole numbers from 0; without it the samples have no labels
+    y or y_train        (N,) whole numbers from 0, -1 where there is no label; without it no sample has one
     x_test, y_test      a test split, both or none; handed out as held_out, never played
     time_s              (N,) seconds; else fs_hz and the rows of a sample make the time; else it is 0
+    window              (length, stride) in rows that the samples are to be made into, where they are not yet
     label_names, channel_names (or feature_names), scale, fs_hz      names and units for the schema
     any other (N,) array of whole numbers, such as subject or load   a mark to order or split by
     the same with _test behind its name, such as subject_test        that mark of the test split
@@ -28,9 +29,10 @@ from firmware_bridge.sample import SENSOR_DTYPES, HeldOut, Schema, Values
 
 _NARROWER = {"bool": "uint8", "int64": "int32", "uint32": "int32", "uint64": "int32", "float64": "float32"}
 _NAMES = (
-    *("x", "x_train", "y", "y_train", "x_test", "y_test", "time_s", "scale", "fs_hz"),
+    *("x", "x_train", "y", "y_train", "x_test", "y_test", "time_s", "scale", "fs_hz", "window"),
     *("label_names", "channel_names", "feature_names"),
 )
+_NO_LABEL = -1
 _MAX_LABEL = 2**31 - 1
 _HINT = "a recording is an .npz with x (N, …) and y (N,); firmware_bridge/sources/recording_file.py lists its arrays"
 
@@ -64,7 +66,7 @@ def load(path: str) -> RecordingFile:
         check.refuse("x", "must be there, or x_train", f"only {', '.join(known) or 'other arrays'}")
     x = check.samples(x_name)
     label_names = check.texts("label_names")
-    y = None if y_name is None else check.labels(y_name, len(x), label_names)
+    y = None if y_name is None else check.labels(y_name, len(x), label_names, least=_NO_LABEL)
     held_out, good = check.held_out(x, x_name, label_names)
     channels = check.texts(check.one_of("channel_names", "feature_names") or "channel_names")
     if channels and (x.ndim < 2 or len(channels) != x.shape[-1]):
@@ -82,6 +84,7 @@ def load(path: str) -> RecordingFile:
             rate_hz=rate_hz,
             scale=check.positive("scale"),
             label_names=label_names,
+            window=check.window(),
         ),
         x=x,
         y=y,
@@ -155,14 +158,14 @@ class _Checker:
         x.setflags(write=False)
         return x
 
-    def labels(self, name: str, count: int, label_names: tuple[str, ...]) -> Values:
+    def labels(self, name: str, count: int, label_names: tuple[str, ...], *, least: int = 0) -> Values:
         y = self._arrays[name]
         if y.shape != (count,):
             self.refuse(name, f"must hold one label for each of {count} samples", f"shape {y.shape}")
         if y.dtype.kind not in "uibf":
             self.refuse(name, "must be whole numbers from 0", f"dtype {y.dtype}")
         with np.errstate(invalid="ignore"):
-            bad = ~((y >= 0) & (y <= _MAX_LABEL) & (y == np.floor(y)))
+            bad = ~((y >= (least if (y >= 0).any() else 0)) & (y <= _MAX_LABEL) & (y == np.floor(y)))
         if bad.any():
             self.refuse(name, "must be whole numbers from 0", f"{y[bad][0]} at index {bad.argmax()}")
         labels: Values = y.astype(np.int64)
@@ -171,6 +174,15 @@ class _Checker:
             self.refuse(name, f"must be below {len(label_names)}, the number of label_names", f"{y[at]} at index {at}")
         labels.setflags(write=False)
         return labels
+
+    def window(self) -> tuple[int, int] | None:
+        """The window that the samples' rows are to be made into."""
+        if "window" not in self._arrays:
+            return None
+        window = self._arrays["window"]
+        if window.shape != (2,) or window.dtype.kind not in "ui" or window.min() < 1:
+            self.refuse("window", "must be two whole numbers from 1, length and stride", f"{window.tolist()}")
+        return int(window[0]), int(window[1])
 
     def held_out(self, x: Values, x_name: str, label_names: tuple[str, ...]) -> tuple[HeldOut | None, Values]:
         """The test split without its rows that hold NaN or Inf, and which of its rows (M,) are good."""
