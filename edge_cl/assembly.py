@@ -176,6 +176,7 @@ def plan_of(config: Config, task: Task, blueprint: Outline) -> Plan:
         queue_bytes=config.bridge.queue_bytes,
         window_bytes=task.window_bytes,
         journal_bytes=journal_queue_of(config, task),
+        label_bytes=config.bridge.label_wait_bytes,
         replay_limit=config.replay.samples if templates is None else 0,
         replay_bytes=config.replay.memory_bytes,
         replay_bits=bits_of(config, blueprint),

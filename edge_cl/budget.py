@@ -48,8 +48,8 @@ class Plan:
 
     @property
     def promised(self) -> int:
-        """Bytes of the parts that the learner itself does not hold: queue, window, journal and snapshot."""
-        return self["queue"] + self["window"] + self["journal"] + self["snapshot"]
+        """Bytes of the parts that the learner itself does not hold."""
+        return sum(self[name] for name in ("queue", "window", "journal", "labels", "snapshot"))
 
 
 def plan(
@@ -60,6 +60,7 @@ def plan(
     queue_bytes: int,
     window_bytes: int = 0,
     journal_bytes: int = 0,
+    label_bytes: int = 0,
     replay_limit: int | None,
     replay_bytes: int | None = None,
     replay_bits: int | None = None,
@@ -75,7 +76,7 @@ def plan(
 
     For P parameters: 4 P parameters + 2 P anchor (float16) + P Fisher codes + P / 2 working slices of the pull
     + 8 P snapshot (the template and the copy that is filled) + `method_bytes` of the methods chosen + exam + queue
-    + window + what waits for the journal + the rows of a step + replay.
+    + window + what waits for the journal, or for a label + the rows of a step + replay.
     Without `descends` there is no anchor, Fisher, workspace and batch. A GPU pulls all parameters at once and holds the
     rows of a step a second time. A backbone counts with its file, once by itself and twice in the snapshot, and the
     rows of a step and of replay are then its features; those of the exam, of `dtype`, never are.
@@ -99,6 +100,7 @@ def plan(
         Part("queue", queue_bytes),
         Part("window", window_bytes),
         Part("journal", journal_bytes),
+        Part("labels", label_bytes),
     ]
     left = budget_bytes - sum(part.nbytes for part in counted)
     limits = (replay_limit, None if replay_bytes is None else max(LEAST_REPLAY, replay_bytes // sample))

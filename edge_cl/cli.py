@@ -28,6 +28,7 @@ from edge_cl.cli_bridge import bridge_app
 from edge_cl.cli_check import check
 from edge_cl.cli_evaluate import evaluate
 from edge_cl.cli_export import export
+from edge_cl.cli_label import label
 from edge_cl.cli_snapshots import snapshots_app
 from edge_cl.cli_state import purge, state_app
 from edge_cl.console import DEFAULT_STATE, AsJson, ConfigFile, Overrides, SourceUrl, StateDir, data, draw, say
@@ -166,6 +167,7 @@ app.command()(export)
 app.command()(check)
 app.command()(evaluate)
 app.command()(purge)
+app.command()(label)
 
 
 @config_app.command("check")

@@ -27,6 +27,7 @@ from edge_cl.keeping import entry
 from edge_cl.keeping.cursor import Cursor
 from edge_cl.keeping.keeper import COMMIT_S, Keeper, slow_disk
 from edge_cl.keeping.recovery import Recovered, bases_for, recover, revive
+from edge_cl.keeping.room import Room, Waiting, waiting_state
 from edge_cl.keeping.saved import described
 from edge_cl.learning.online_learner import OnlineLearner
 from edge_cl.learning.outline import Outline
@@ -35,6 +36,7 @@ from edge_cl.report import Report
 from edge_cl.service.status import Status, Summary
 from edge_cl.service.telemetry import Telemetry
 from edge_cl.signals import Signals
+from edge_cl.storage import spool
 from edge_cl.storage.checkpoint import CheckpointStore
 from edge_cl.storage.errors import DamagedFile, StorageError
 from edge_cl.storage.migration import migrate
@@ -43,11 +45,13 @@ from edge_cl.storage.state_dir import StateDir
 from firmware_bridge.errors import EndOfSource, SourceLost
 from firmware_bridge.inlet import Inlet
 from firmware_bridge.registry import make_source
-from firmware_bridge.sample import Label, Sample
+from firmware_bridge.sample import Label, Sample, Schema
 from firmware_bridge.source import Source
 
 POLL_S = 0.1  # the longest the loop waits for a sample before it looks at signals and clocks
 DISK_POLL_S = 0.01  # between two looks for room in the journal, where the source can wait
+SPOOL_POLL_S = 0.5  # between two looks for labels that a person left
+PERSON = 1  # source of a label
 EXAM_BYTES = 64  # of one class in the entry of a consolidation
 # What the daemon itself lets go, by reason.
 DROPPED = ("shape", "label_out_of_range", "label_unmatched", "no_time_to_learn", "not_journaled")
@@ -91,6 +95,7 @@ class Daemon:
                 why = self._loop()
                 self._checkpoint(wait=True)
                 self._look_at_disk()
+                self._clear_spool()
                 return self.report.finish(self._test_accuracy(), why)
             except SourceLost as exc:
                 self._checkpoint(wait=True)
@@ -137,6 +142,10 @@ class Daemon:
         self.rehearsal_steps: int | None = None  # as many as budget.consolidation_ms allows, once one was timed
         self.rehearsal_step_ms = inf
         self.dropped = dict.fromkeys(DROPPED, 0)
+        self.room = self._waiting_room(schema, recovered)
+        self.newly_waiting: list[Waiting] = []  # in the room, and not in the journal yet
+        self.spooled: dict[Path, int] = {}  # labels that were left, and the entry that keeps what they say
+        self.spool_looked = 0.0
         self._go_on()
         self.ends_at = None if self.most_samples is None else self.telemetry.samples + self.most_samples
         self.publisher = Publisher(self.learner, self.task, schema, self.config, self.path)
@@ -164,6 +173,7 @@ class Daemon:
             inlet=self.inlet,
             publisher=self.publisher,
             keeper=self.keeper,
+            room=self.room,
             label_names=self.label_names,
             dropped=self._all_dropped,
             on_status=self.on_status,
@@ -187,6 +197,16 @@ class Daemon:
             assembly.check_classes(self.task, len(arrays["seen"]), list(recovered.saved.label_names))
             learner.restore(arrays, plain)
         return learner
+
+    def _waiting_room(self, schema: Schema, recovered: Recovered | None) -> Room:
+        """The room for what waits for its label, with those in it that waited when the run before ended."""
+        rows = 1 if self.task.window is None else self.task.window[0]
+        of_a_sample = schema.shape[0] if len(schema.shape) > 1 else 1
+        bridge = self.config.bridge
+        room = Room(bridge.label_wait_bytes, bridge.label_wait_s, reach=-(-rows // of_a_sample))
+        for waiting in recovered.room.all() if recovered else ():
+            room.enter(replace(waiting, since_s=time.monotonic()))
+        return room
 
     def _go_on(self) -> None:
         """Be where the cursor says that the run before was."""
@@ -241,8 +261,10 @@ class Daemon:
         waiting, ahead = self.cursor.waiting, self.cursor.ahead
         while ahead:
             observation = ahead.pop(0)
-            self._predict(observation)
-            if observation.label is not None:
+            answered = self._predict(observation)
+            if observation.label is None:
+                self._let_wait(Waiting(observation, answered, time.monotonic()))
+            else:
                 if not waiting:
                     self.waiting_since = time.monotonic()
                 waiting.append(observation)
@@ -272,7 +294,29 @@ class Daemon:
         self.publisher.prepare(len(self.label_names))
         return observation
 
-    def _predict(self, observation: Sample) -> None:
+    def _let_wait(self, waiting: Waiting) -> None:
+        """Keep an answered observation for a label that may come, if any are kept."""
+        if self.config.bridge.label_wait_bytes:
+            self.room.enter(waiting)
+            self.newly_waiting.append(waiting)
+            if len(self.newly_waiting) >= self.config.learning.batch_size:
+                self._note_waiting()
+
+    def _note_waiting(self) -> None:
+        """Have those that wait since the last entry in the journal; before any entry, for its place is behind them."""
+        newly, oldest = self.newly_waiting, self.room.oldest
+        self.newly_waiting = []
+        if not newly or oldest is None:
+            return
+        taken_down = self._entry(lambda: entry.wait(newly, oldest, self._here()))
+        if self._has_room(len(taken_down)):
+            self._note(taken_down)
+        else:
+            self.room.forget(waiting.sample.id for waiting in newly)
+            self.dropped["not_journaled"] += len(newly)
+
+    def _predict(self, observation: Sample) -> int | None:
+        """Answer an observation: its most likely class, None where there is none."""
         started = time.perf_counter()
         if not self.needs_labels:
             score = float(self.learner.losses(observation.values[None])[0])
@@ -280,7 +324,7 @@ class Daemon:
             self.telemetry.arrived(1)
             if self.learner.steps:  # until then not even the range of the sensor is known
                 self.telemetry.judged(score)
-            return
+            return None
         probabilities = self.learner.predict(observation.values[None])[0]
         self.telemetry.predict.add(time.perf_counter() - started)
         predicted = int(probabilities.argmax()) if probabilities.any() else None
@@ -289,17 +333,62 @@ class Daemon:
             self.telemetry.scored([predicted == observation.label])
             self.publisher.agreement.add(predicted, observation.label)
         self.report.predicted, self.report.true = predicted, observation.label
+        return predicted
 
     def _take_label(self, label: Label) -> None:
-        """A label that came by itself: it finds its sample in the window that is being filled, or it is counted."""
-        if self.needs_labels and (self.window is None or not self.window.late(label)):
+        """A label that came by itself: for the window that is being filled, or for an observation that waits for it."""
+        if not self.needs_labels or (self.window is not None and self.window.late(label)):
+            return
+        called = self.room.call(label)
+        if called is None:
             self.dropped["label_unmatched"] += 1
+            return
+        sample = self._with_known_label(called.sample)
+        if sample.label is None:
+            return
+        self.newly_waiting = [waiting for waiting in self.newly_waiting if waiting.sample.id != sample.id]
+        self.telemetry.scored([called.answered == sample.label])
+        self.publisher.agreement.add(called.answered, sample.label)
+        if not self.cursor.waiting:
+            self.waiting_since = time.monotonic()
+        self.cursor.waiting.append(sample)
+        if len(self.cursor.waiting) >= self.config.learning.batch_size:
+            self._learn()
+
+    def _look_into_spool(self, now: float) -> None:
+        """Take the labels that a person left, and remove those whose sample has been kept with its label."""
+        if now - self.spool_looked < SPOOL_POLL_S:
+            return
+        self.spool_looked = now
+        for left in spool.waiting(self.path):
+            if left.file in self.spooled:
+                continue
+            number = self._class_of(left.label)
+            if number is None:
+                self.dropped["label_out_of_range"] += 1
+            else:
+                self._take_label(Label(left.stream, left.boot, left.seq, number, source=PERSON))
+            self.spooled[left.file] = self.keeper.entry + (1 if self.cursor.waiting else 0)
+        self._clear_spool()
+
+    def _clear_spool(self) -> None:
+        """Remove the labels that a person left, of which the sample has been kept with its label."""
+        for file in [file for file, kept in self.spooled.items() if self.keeper.durable >= kept]:
+            spool.remove(file)
+            del self.spooled[file]
+
+    def _class_of(self, name: str) -> int | None:
+        """The class of a name, or of a number written out."""
+        if name in self.label_names:
+            return self.label_names.index(name)
+        return int(name) if name.isascii() and name.isdigit() else None
 
     def _learn(self) -> None:
         """A step on what waits: taken down before it is made, noted once it was."""
         batch = self.cursor.waiting[:]
         if not batch:
             return
+        self._note_waiting()
         self.cursor.waiting.clear()
         taken_down = self._entry(lambda: entry.learn(batch, self._here(), most_replayed=self.governor.replay))
         if not self._has_room(len(taken_down)):
@@ -359,9 +448,12 @@ class Daemon:
             self._learn()
             self._consolidate()
         # A source that can wait always fills the batch, so that the same recording gives the same steps.
+        self.room.expire(now)
+        self._try("labels that were left", lambda: self._look_into_spool(now))
         late = now - self.waiting_since > self.config.learning.max_wait_ms / 1e3
         if late and not self.source.can_wait:
             self._learn()
+            self._note_waiting()
         self._look_at_disk()
         self.report.tick()
 
@@ -380,6 +472,7 @@ class Daemon:
         if self.learner.steps == 0:
             return
         self._check_finite()
+        self._note_waiting()
         most = self.rehearsal_steps
         planned = self._entry(lambda: entry.consolidate(self._here(), most_steps=most, exam={}))
         if not self._has_room(len(planned) + EXAM_BYTES * len(self.label_names)):
@@ -452,7 +545,9 @@ class Daemon:
 
     def _checkpoint(self, *, wait: bool = False) -> None:
         self._check_finite()
+        self._note_waiting()
         arrays, learner = self.learner.state()
+        room, who = waiting_state(self.room.all())
         own, place = self._here().state()
         meta = {
             **described(self.config, self.source.schema),
@@ -461,12 +556,13 @@ class Daemon:
             "label_names": self.label_names,
             "exam_history": self.report.exam_history,
             **place,
+            **who,
         }
-        self.keeper.checkpoint({**arrays, **own}, meta, wait=wait)
+        self.keeper.checkpoint({**arrays, **own, **room}, meta, wait=wait)
 
     def _all_dropped(self) -> dict[str, int]:
         window = self.window.counters if self.window else {}
-        counters = {**self.inlet.counters, **window, **self.dropped}
+        counters = {**self.inlet.counters, **window, **self.dropped, **self.room.gone}
         return {reason: count for reason, count in counters.items() if reason not in NOT_DROPPED}
 
     def _wait_for_stop(self) -> None:

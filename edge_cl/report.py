@@ -16,6 +16,7 @@ from edge_cl.budget import Plan
 from edge_cl.config import Config
 from edge_cl.governor import Governor
 from edge_cl.keeping.keeper import Keeper
+from edge_cl.keeping.room import Room
 from edge_cl.learning.bits import Trial
 from edge_cl.learning.online_learner import OnlineLearner
 from edge_cl.publishing.publisher import Publisher
@@ -37,6 +38,7 @@ from firmware_bridge.inlet import Inlet
 EVERY_S = 0.25  # between two looks of a watcher
 WRITE_EVERY_S = 1.0  # between two writes of status.json
 MOST_EXAM_POINTS = 240
+MOST_WAITING = 10  # ids of observations that wait for a label
 
 
 @dataclass
@@ -53,6 +55,7 @@ class Report:
     inlet: Inlet
     publisher: Publisher
     keeper: Keeper
+    room: Room
     label_names: list[str]
     dropped: Callable[[], Mapping[str, int]]
     on_status: Callable[[Status], None]
@@ -165,6 +168,12 @@ class Report:
                     "refused": None if self.keeper.refused is None else str(self.keeper.refused),
                 },
                 "restart": self.restart,
+                "late_labels": {
+                    "waiting": len(self.room),
+                    "bytes": self.room.nbytes,
+                    "most_bytes": self.room.most_bytes,
+                    "newest": [(*one.sample.id, self._called(one.answered)) for one in self.room.newest(MOST_WAITING)],
+                },
                 "rss_bytes": rss_bytes(),
                 "rss_peak_bytes": rss_peak_bytes(),
                 "received": self.inlet.received,
@@ -227,6 +236,9 @@ class Report:
                 self.recovered(f"keeping {key}")
             else:
                 self.fault(f"keeping {key}", f"cannot keep {key} {limit_ms:g}: {_missed(promise)}{done}")
+
+    def _called(self, answer: int | None) -> str | None:
+        return None if answer is None or answer >= len(self.label_names) else self.label_names[answer]
 
     def _name(self, label: int) -> str:
         return self.label_names[label]

@@ -473,6 +473,19 @@ class BridgeSettings(Group):
         description="Bytes of samples that may wait for the learner, or a text such as '1 MiB'. More rides out longer "
         "pauses; counts in the memory budget. When full, a live source loses its oldest sample, a recording waits.",
     )
+    label_wait_bytes: Annotated[Bytes, Field(ge=0, le=2**40)] = Field(
+        default=0,
+        description="Bytes of samples that may wait for a label that comes later (a LABEL frame, `edge-cl label`), or "
+        "a text such as '256 KiB'; 0: none wait. More lets labels be later; each sample that waits is written to the "
+        "journal. Counts in the memory budget.",
+    )
+    label_wait_s: Seconds = Field(
+        default=3600.0,
+        gt=0,
+        le=31_536_000,
+        allow_inf_nan=False,
+        description="Seconds a sample waits for its label; then it goes, counted as label_never. Costs nothing.",
+    )
 
 
 class Config(Group):

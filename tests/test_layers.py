@@ -34,7 +34,7 @@ FLOORS = [
     ["edge_cl.check"],
     [
         *("edge_cl.cli_bridge", "edge_cl.cli_check", "edge_cl.cli_evaluate", "edge_cl.cli_export"),
-        *("edge_cl.cli_snapshots", "edge_cl.cli_state"),
+        *("edge_cl.cli_label", "edge_cl.cli_snapshots", "edge_cl.cli_state"),
     ],
     ["edge_cl.cli"],
     ["edge_cl.__main__"],
@@ -60,6 +60,7 @@ COMMANDS = [
     "edge_cl.cli_check",
     "edge_cl.cli_snapshots",
     "edge_cl.cli_bridge",
+    "edge_cl.cli_label",
     "edge_cl.cli_state",
     "edge_cl.cli_export",
     "edge_cl.console",

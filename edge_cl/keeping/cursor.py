@@ -17,7 +17,7 @@ from firmware_bridge.sample import Sample, SampleId
 Arrays = dict[str, np.ndarray]
 
 # Arrays with these names, or that begin with them and a dot, hold what a sensor saw.
-RAW = ("window", "waiting", "ahead")
+RAW = ("window", "waiting", "ahead", "room")
 
 
 @dataclass

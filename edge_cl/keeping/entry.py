@@ -13,11 +13,12 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from edge_cl.keeping.cursor import Arrays, Cursor
+from edge_cl.keeping.room import Room, Waiting, restored_waiting, waiting_state
 from edge_cl.learning.online_learner import OnlineLearner
 from edge_cl.storage import record
-from firmware_bridge.sample import Sample
+from firmware_bridge.sample import Sample, SampleId
 
-Kind = Literal["learn", "skip", "consolidate", "seen"]
+Kind = Literal["learn", "skip", "consolidate", "wait"]
 
 _CURSOR: Final = "cursor."
 
@@ -43,9 +44,9 @@ def consolidate(cursor: Cursor, *, most_steps: int | None, exam: Mapping[int, tu
     return _pack("consolidate", cursor, {}, {"most_steps": most_steps, "exam": told})
 
 
-def seen(cursor: Cursor) -> bytes:
-    """Nothing was done: samples came from which nothing is to be learnt."""
-    return _pack("seen", cursor, {}, {})
+def wait(waiting: Sequence[Waiting], oldest: SampleId, cursor: Cursor) -> bytes:
+    """Answered observations that wait for a label from now on; what is older than `oldest` does no more."""
+    return _pack("wait", cursor, *waiting_state(waiting), oldest=list(oldest))
 
 
 class Entry:
@@ -62,6 +63,15 @@ class Entry:
         arrays = {key.removeprefix(_CURSOR): value for key, value in self._arrays.items() if key.startswith(_CURSOR)}
         return Cursor.restored(arrays, self._plain["cursor"])
 
+    def seat(self, room: Room) -> None:
+        """Do to the waiting room what was done to it then."""
+        if self.kind == "learn":
+            room.forget(SampleId(*one) for one in self._arrays["ids"].tolist())
+        elif self.kind == "wait":
+            for waiting in restored_waiting(self._arrays, self._plain):
+                room.enter(waiting)
+            room.forget_before(SampleId(*self._plain["oldest"]))
+
     @property
     def exam(self) -> dict[int, tuple[int, float]]:
         """How each class did after a consolidation."""
@@ -75,9 +85,9 @@ class Entry:
             learner.consolidate(most_steps=self._plain["most_steps"])
 
 
-def _pack(kind: Kind, cursor: Cursor, arrays: Arrays, choices: dict[str, Any]) -> bytes:
+def _pack(kind: Kind, cursor: Cursor, arrays: Arrays, choices: dict[str, Any], **more: Any) -> bytes:
     own, place = cursor.state()
     return record.pack(
         arrays | {f"{_CURSOR}{name}": array for name, array in own.items()},
-        {"kind": kind, **choices, "cursor": place},
+        {"kind": kind, **choices, **more, "cursor": place},
     )

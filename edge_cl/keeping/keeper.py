@@ -122,13 +122,17 @@ class Keeper:
         """Take note of what has become durable since the last call; whether anything has."""
         if self._saving is not None and not self._saving.is_alive():
             self.finish_saving()
-        durable = self._saved if self.journal is None else max(self._saved, self.journal.committed)
-        before = len(self._noted)
+        durable, before = self.durable, len(self._noted)
         while self._noted and self._noted[0][0] <= durable:
             _, position, samples = self._noted.popleft()
             self.acknowledged = position or self.acknowledged
             self.samples += samples
         return len(self._noted) < before
+
+    @property
+    def durable(self) -> int:
+        """The newest entry that survives a power cut."""
+        return self._saved if self.journal is None else max(self._saved, self.journal.committed)
 
     @property
     def behind(self) -> int:

@@ -26,6 +26,7 @@ from edge_cl.storage.shred import remove_file, remove_folder, replaced_content_o
 from edge_cl.storage.state_dir import JOURNAL_NAME, StateDir, check_state_dir
 
 RESERVOIRS = ("replay", "exam")
+SAMPLES = ("waiting", "ahead", "room")  # with a list of ids and labels beside the array
 
 
 @dataclass
@@ -101,12 +102,12 @@ def _has_entries_behind(state: Path, found: Checkpoint) -> bool:
 def _without_samples(arrays: Arrays, meta: dict[str, Any], purged: Purged) -> tuple[Arrays, dict[str, Any]]:
     """The same state, as of a learner that has no samples any more."""
     purged.replay_samples, purged.exam_samples = (len(arrays.get(f"{name}.labels", ())) for name in RESERVOIRS)
-    purged.waiting_samples = sum(len(meta.get(name, ())) for name in ("waiting", "ahead"))
+    purged.waiting_samples = sum(len(meta.get(name, ())) for name in SAMPLES)
     learner = {
         name: {**value, "n_seen": [0] * len(value["n_seen"])} if name in RESERVOIRS else value
         for name, value in meta["learner"].items()
     }
-    place: dict[str, Any] = {name: [] for name in ("waiting", "ahead") if name in meta}
+    place: dict[str, Any] = {name: [] for name in SAMPLES if name in meta}
     if "window.rows" in arrays:
         purged.window_rows = len(arrays["window.rows"])
         window = meta["window"]

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 
 from edge_cl.keeping.cursor import Cursor
 from edge_cl.keeping.entry import Entry
+from edge_cl.keeping.room import Room, restored_waiting
 from edge_cl.keeping.saved import Saved, rebuilt
 from edge_cl.learning.graph import adopt
 from edge_cl.learning.learner import Learner
@@ -42,6 +44,7 @@ class Recovered:
     entry: int
     exam_history: list[ExamPoint]
     generation: int
+    room: Room
     replayed: int = 0
     replayed_samples: int = 0
     lost_samples: int = 0
@@ -129,11 +132,15 @@ def _from_checkpoint(found: Checkpoint, state: Path) -> Recovered:
     missing = {"journal": 0, "ahead": [], "dropped": {}, "consolidated_steps": meta.get("published_steps", 0)}
     meta = {**missing, "governor": {}, "n_labels": len(meta["label_names"]), **meta}
     cursor = Cursor.restored(found.arrays, meta)
-    return Recovered(saved, meta["source"], cursor, meta["journal"], meta["exam_history"], found.generation)
+    room = Room(saved.config.bridge.label_wait_bytes, inf)
+    for waiting in restored_waiting(found.arrays, meta):
+        room.enter(waiting)
+    return Recovered(saved, meta["source"], cursor, meta["journal"], meta["exam_history"], found.generation, room)
 
 
 def _apply(recovered: Recovered, number: int, entry: Entry) -> None:
     entry.apply(recovered.learner)
+    entry.seat(recovered.room)
     recovered.entry, recovered.cursor = number, entry.cursor
     recovered.replayed += 1
     recovered.replayed_samples += entry.samples

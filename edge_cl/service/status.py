@@ -83,6 +83,15 @@ class Restart(TypedDict):
     faults: list[str]
 
 
+class LateLabels(TypedDict):
+    """Observations that wait for a label; `newest` are stream, boot, seq and the answer's name of the last few."""
+
+    waiting: int
+    bytes: int
+    most_bytes: int
+    newest: list[tuple[int, int, int, str | None]]
+
+
 class Status(TypedDict):
     """One moment of a daemon. Times of day are seconds since 1970; a null is not known yet."""
 
@@ -124,6 +133,7 @@ class Status(TypedDict):
     governor: Governed
     durable: Durable
     restart: Restart
+    late_labels: LateLabels
     rss_bytes: int
     rss_peak_bytes: int
     received: int
@@ -181,6 +191,7 @@ def blank() -> Status:
             "skipped_batches": 0, "skipped_samples": 0,
         },
         "durable": {"durability": "", "acknowledged": 0, "behind": 0, "refused": None},
+        "late_labels": {"waiting": 0, "bytes": 0, "most_bytes": 0, "newest": []},
         "restart": {"generation": 0, "replayed": 0, "seconds": 0.0, "lost_samples": 0, "faults": []},
         "rss_bytes": 0, "rss_peak_bytes": 0, "received": 0, "dropped": {}, "snapshot": None, "snapshot_age_s": None,
         "true_label": None, "predicted_label": None, "message": "",
