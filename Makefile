@@ -1,5 +1,5 @@
 # make run     the main job for about a minute: a pretend motor behind a real serial line, learnt live; ends by itself
-# make test    all tests
+# make test    all tests; they use chromium, mosquitto and ffmpeg, which apt-get installs
 # make check   lint, format, types, layers
 # make venv    only the virtual environment; each of the above makes it if it is missing or out of date
 # make peers   one more, .venv-peers: Avalanche, for tools/bench_step.py and bench_fisher.py to compare with

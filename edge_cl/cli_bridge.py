@@ -170,7 +170,11 @@ class _Tap:
 
 
 def _url(source: str | None, config: Path | None) -> str:
-    return source or configuration.resolve(configuration.chosen(config), ()).config.source
+    """The source to look at; a broker as a guest, so that a daemon keeps its session and what waits for it."""
+    url = source or configuration.resolve(configuration.chosen(config), ()).config.source
+    if not url.startswith(("mqtt:", "mqtts:")) or "session=" in url:
+        return url
+    return f"{url}{'&' if '?' in url else '?'}session=0"
 
 
 def _labelled(sample: Sample, label: int) -> Sample:

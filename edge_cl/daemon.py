@@ -42,6 +42,7 @@ from edge_cl.storage.errors import DamagedFile, StorageError
 from edge_cl.storage.migration import migrate
 from edge_cl.storage.snapshot import Deployed
 from edge_cl.storage.state_dir import StateDir
+from firmware_bridge.decoder import FAULTS
 from firmware_bridge.errors import EndOfSource, SourceLost
 from firmware_bridge.inlet import Inlet
 from firmware_bridge.registry import make_source
@@ -55,6 +56,9 @@ PERSON = 1  # source of a label
 EXAM_BYTES = 64  # of one class in the entry of a consolidation
 # What the daemon itself lets go, by reason.
 DROPPED = ("shape", "label_out_of_range", "label_unmatched", "no_time_to_learn", "not_journaled")
+PLAYED = ("recording", "simulated")  # faster than anybody makes samples; a broker can wait, too, but not for ever
+# Options of a source that say how it is read, not what it is.
+HOW = {"speed", "samples", "wait", "reconnect", "baud", "framing", "key", "deadline", "tls", "ca", "user", "password"}
 # Counters of the bridge that count no loss: reboots, lines that came back, what was made while nobody listened, frames
 # that came twice or too late (their loss is in wire_lost already), samples that only lost their label, and rows of a
 # test split.
@@ -146,6 +150,8 @@ class Daemon:
         self.newly_waiting: list[Waiting] = []  # in the room, and not in the journal yet
         self.spooled: dict[Path, int] = {}  # labels that were left, and the entry that keeps what they say
         self.spool_looked = 0.0
+        self.is_played = self.source.can_wait and self.url.partition(":")[0] in PLAYED
+        self.said = ""  # by the source: that its device is gone, or back
         self._go_on()
         self.ends_at = None if self.most_samples is None else self.telemetry.samples + self.most_samples
         self.publisher = Publisher(self.learner, self.task, schema, self.config, self.path)
@@ -447,14 +453,17 @@ class Daemon:
             self.signals.consolidate = False
             self._learn()
             self._consolidate()
-        # A source that can wait always fills the batch, so that the same recording gives the same steps.
+        # What is played always fills the batch, so that the same recording gives the same steps.
         self.room.expire(now)
         self._try("labels that were left", lambda: self._look_into_spool(now))
         late = now - self.waiting_since > self.config.learning.max_wait_ms / 1e3
-        if late and not self.source.can_wait:
+        if late and not self.is_played:
             self._learn()
             self._note_waiting()
         self._look_at_disk()
+        if (said := getattr(self.source, "said", "")) != self.said:
+            self.said = said
+            self.report.say(said)
         self.report.tick()
 
     def _look_at_disk(self) -> None:
@@ -561,9 +570,12 @@ class Daemon:
         self.keeper.checkpoint({**arrays, **own, **room}, meta, wait=wait)
 
     def _all_dropped(self) -> dict[str, int]:
+        """Samples that did not reach the learner, by reason; the identity of docs/WIRE.md counts each of them once."""
         window = self.window.counters if self.window else {}
         counters = {**self.inlet.counters, **window, **self.dropped, **self.room.gone}
-        return {reason: count for reason, count in counters.items() if reason not in NOT_DROPPED}
+        # What a board's line garbled shows as a gap in its numbers, and is in wire_lost.
+        garbled = set(FAULTS) if "wire_lost" in counters else set()
+        return {reason: count for reason, count in counters.items() if reason not in NOT_DROPPED | garbled}
 
     def _wait_for_stop(self) -> None:
         self._complete()
@@ -593,5 +605,5 @@ def _origin(url: str) -> str:
     target, _, query = url.partition("?")
     if target.startswith("recording:"):
         return "recording"
-    options = sorted(o for o in query.split("&") if o and o.partition("=")[0] not in ("speed", "samples"))
+    options = sorted(o for o in query.split("&") if o and o.partition("=")[0] not in HOW)
     return "?".join([target, "&".join(options)]) if options else target

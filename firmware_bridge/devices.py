@@ -48,11 +48,17 @@ def _ports() -> Iterator[Device]:
 
 
 def _cameras() -> Iterator[Device]:
-    found = (path for path in Path("/dev").glob("video*") if _CAMERA.fullmatch(path.name))
+    found = [path for path in Path("/dev").glob("video*") if _CAMERA.fullmatch(path.name) and _gives_pictures(path)]
     for path in sorted(found, key=lambda path: int(path.name[5:])):
         described = Path("/sys/class/video4linux") / path.name / "name"
         name = described.read_text(encoding="utf-8", errors="replace").strip() if described.exists() else "no name"
         yield Device("camera", str(path), f"camera:{path.name[5:]}", name, "", *_problem(str(path)))
+
+
+def _gives_pictures(path: Path) -> bool:
+    """Whether it is a camera's first node: the others of a USB camera give metadata."""
+    index = Path("/sys/class/video4linux") / path.name / "index"
+    return not index.exists() or index.read_text(encoding="ascii").strip() == "0"
 
 
 def _is_there(path: str) -> bool:

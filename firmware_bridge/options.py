@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 
 def whole(minimum: int, maximum: int = 2**63 - 1) -> Callable[[str], int]:
@@ -45,14 +46,56 @@ def name(text: str) -> str:
     return text
 
 
+def names(text: str) -> tuple[str, ...]:
+    """Parse names separated by commas."""
+    parsed = tuple(name.strip() for name in text.split(","))
+    if not all(parsed) or len(set(parsed)) < len(parsed):
+        raise ValueError("must be different names separated by commas")
+    return parsed
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """Parse a shape of one to four dimensions, such as 3 or 32x3."""
+    sizes = text.split("x")
+    if len(sizes) > 4 or not all(size.isascii() and size.isdecimal() and 0 < int(size) < 65536 for size in sizes):
+        raise ValueError("must be up to four whole numbers with x between them, such as 32x3")
+    return tuple(map(int, sizes))
+
+
 def seconds(text: str) -> float:
     """Parse a time in seconds, more than 0."""
     return _positive(text, "must be a number of seconds above 0")
 
 
+def patience(text: str) -> float:
+    """Parse a time in seconds, 0 or more."""
+    return 0.0 if text == "0" else _positive(text, "must be a number of seconds, 0 or more")
+
+
 def speed(text: str) -> float:
     """Parse a speed: 1 is real time, 20 twenty times as fast, max (inf) as fast as it goes."""
     return math.inf if text == "max" else _positive(text, "must be max or a number above 0 (1 is real time)")
+
+
+def flag(text: str) -> bool:
+    """Parse a switch: 1 is on, 0 is off."""
+    if text not in ("0", "1"):
+        raise ValueError("must be 0 or 1")
+    return text == "1"
+
+
+def words(text: str) -> str:
+    """Parse printable text."""
+    if not text or not text.isprintable():
+        raise ValueError("must be printable text")
+    return text
+
+
+def in_file(text: str) -> Path:
+    """Parse @FILE, the file that holds a secret: what stands in a URL is seen in logs and lists of processes."""
+    if not text.startswith("@") or text == "@":
+        raise ValueError("must be @ and the path of a file that holds it")
+    return Path(text[1:])
 
 
 def _positive(text: str, rule: str) -> float:

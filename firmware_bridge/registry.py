@@ -1,6 +1,7 @@
 """From a URL-like string to a source; a source's module is imported only when its scheme is asked for.
 
     serial:///dev/ttyUSB0?baud=115200     recording:PATH.npz?order=class&limit=1000     simulated:motor?speed=20&seed=3
+    tcp://HOST:PORT     tcp-listen://ADDRESS:PORT     udp://:PORT     stdin:jsonl     stdin:csv?labels=on,off
 
 Knows schemes and options by name, never what a source does with them.
 """
@@ -19,18 +20,28 @@ from firmware_bridge.source import Source
 
 SOURCES: Mapping[str, tuple[str, str]] = {
     "serial": ("firmware_bridge.sources.serial_port", "SerialPort"),
+    "tcp": ("firmware_bridge.sources.tcp", "Tcp"),
+    "tcp-listen": ("firmware_bridge.sources.tcp", "TcpListener"),
+    "udp": ("firmware_bridge.sources.udp", "Udp"),
+    "stdin": ("firmware_bridge.sources.stdin", "Stdin"),
+    "mqtt": ("firmware_bridge.sources.mqtt", "Mqtt"),
+    "camera": ("firmware_bridge.sources.camera", "Camera"),
     "recording": ("firmware_bridge.sources.recording", "Recording"),
     "simulated": ("firmware_bridge.sources.simulated", "Simulated"),
 }
 
-_FORM = "sources look like serial:///dev/ttyUSB0?baud=115200, recording:PATH.npz or simulated:motor"
+_FORM = (
+    "sources look like serial:///dev/ttyUSB0?baud=115200, tcp://HOST:PORT, mqtt://HOST/TOPIC, camera:0, "
+    "stdin:csv, recording:PATH.npz or simulated:motor"
+)
 
 
 def make_source(url: str, *, after: SampleId | None = None, seed: int = 0) -> Source:
     """The source that the URL names, not yet open.
 
-    after: the last sample that was consumed; recording and simulated go on behind it, serial drops up to it as
-    duplicates. seed: for simulated, unless its URL has one. Raises BadSourceUrl naming the nearest valid word.
+    after: the last sample that was consumed; recording and simulated go on behind it, of boards the samples up
+    to it are dropped as duplicates. seed: for simulated, unless its URL has one. Raises BadSourceUrl naming the nearest
+    valid word.
     """
     scheme, separator, rest = url.partition(":")
     if not separator or not scheme:

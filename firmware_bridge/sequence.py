@@ -3,7 +3,11 @@
     d = (seq - expected) mod 2^32:   d = 0 in order;   0 < d < 2^31 lost += d;   else seen before (duplicate) or late
 
 MAVLink's 8-bit rule counts a duplicate as 255 lost; here neither a duplicate nor a late frame is ever loss. A late
-sample was already counted as lost and stays so: the learner never gets it. Knows integers only.
+sample was already counted as lost and stays so: the learner never gets it.
+
+What is missing around a restart cannot be seen in a seq that starts anew. A board that remembers how many samples it
+made in all boots before this one says so, and that closes the account: total + expected is then the place of the next
+sample among all that it ever made. Of a board that does not say it, a restart counts no loss. Knows integers only.
 """
 
 from __future__ import annotations
@@ -15,27 +19,40 @@ _REMEMBERED = 64
 
 
 class SequenceTracker:
-    """Judges each sample by its boot and seq; `counters` holds what it saw.
+    """Judges each sample by its boot and seq; `counters` holds what it saw, in samples.
 
-    after: boot and seq of the last sample that was consumed before, e.g. by the run before this one. What the board
-    made in between is counted as "away", not as lost on the wire.
+    wire_lost: never came. restart_lost: never came, made just before or behind a restart. away: made while the line was
+    away, or this program. duplicate, late: came, and were not used. restarts: boots seen to change.
+
+    after: boot and seq of the last sample that was consumed before, e.g. by the run before this one.
     """
 
     def __init__(self, after: tuple[int, int] | None = None) -> None:
-        self.counters = {"wire_lost": 0, "duplicate": 0, "late": 0, "restarts": 0, "away": 0}
+        self.counters = {"wire_lost": 0, "restart_lost": 0, "duplicate": 0, "late": 0, "restarts": 0, "away": 0}
         self._boot: int | None = None
         self._expected = 0
         self._received = 0  # bit i: seq expected - 1 - i came
-        self._loss = "wire_lost"
+        self._absent = False  # since the last sample, so that what is missing before the next one is nobody's fault
+        self._absent_since_total = False
+        self._place: int | None = None  # of the next sample among all that the board made, as far as it is accounted
         if after is not None:
             self._boot, self._expected = after[0], (after[1] + 1) % _MODULUS
             self._received = (1 << _REMEMBERED) - 1
-            self._loss = "away"
+            self._absent = True
+
+    @property
+    def boot(self) -> int | None:
+        """Boot of the last sample, None before the first one."""
+        return self._boot
 
     def accept(self, boot: int, seq: int) -> int | None:
         """Number of samples missing just before this one (1 at a restart, where nobody can know), None to drop it."""
         if boot != self._boot:
-            return self._restart(boot, seq)
+            missing = self._begin(boot, seq)
+            self._advance(1)
+            self._received = 1
+            self._absent = False
+            return missing
         ahead = (seq - self._expected) % _MODULUS
         if ahead >= _HALF:
             self._count_old(_MODULUS - ahead - 1)
@@ -44,30 +61,51 @@ class SequenceTracker:
         self._received |= 1
         return self._lose(ahead)
 
-    def finish(self, boot: int, next_seq: int) -> int:
-        """Count what is missing at the end: next_seq is the seq that the next sample would have had."""
+    def expect(self, boot: int, next_seq: int) -> int:
+        """Number of samples missing now (1 at a restart): the board says that the next one it makes gets next_seq."""
         if boot != self._boot:
-            return 0
+            return self._begin(boot, next_seq)
         ahead = (next_seq - self._expected) % _MODULUS
         if ahead >= _HALF:
             return 0
         self._advance(ahead)
         return self._lose(ahead)
 
-    def _restart(self, boot: int, seq: int) -> int:
+    def made_before(self, boot: int, total: int) -> int:
+        """Count what is missing around restarts: the board says how many samples it made in all boots before this one.
+
+        Of another boot than the last sample's it says nothing yet; one that goes back in its count is not believed.
+        """
+        if boot != self._boot:
+            return 0
+        place = (total + self._expected) % _MODULUS
+        missing = 0 if self._place is None else (place - self._place) % _MODULUS
+        if missing >= _HALF:
+            missing = 0
+        self.counters["away" if self._absent_since_total else "restart_lost"] += missing
+        self._place, self._absent_since_total = place, self._absent
+        return missing
+
+    def absent(self) -> None:
+        """Nobody listens from here on to the next sample."""
+        self._absent = self._absent_since_total = True
+
+    def _begin(self, boot: int, seq: int) -> int:
         first = self._boot is None
         self.counters["restarts"] += not first
-        self._boot, self._expected, self._received, self._loss = boot, (seq + 1) % _MODULUS, 1, "wire_lost"
+        self._boot, self._expected, self._received = boot, seq, 0
         return 0 if first else 1
 
     def _lose(self, count: int) -> int:
-        self.counters[self._loss] += count
-        self._loss = "wire_lost"
+        self.counters["away" if self._absent else "wire_lost"] += count
+        self._absent = False
         return count
 
     def _advance(self, steps: int) -> None:
         self._expected = (self._expected + steps) % _MODULUS
         self._received = (self._received << steps) & ((1 << _REMEMBERED) - 1) if steps < _REMEMBERED else 0
+        if self._place is not None:
+            self._place = (self._place + steps) % _MODULUS
 
     def _count_old(self, age: int) -> None:
         missing = age < _REMEMBERED and not self._received >> age & 1

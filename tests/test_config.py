@@ -139,7 +139,10 @@ def test_null_and_auto_have_their_meaning() -> None:
     [
         ("learning:\n  batchsize: 3", "c.yaml:2: learning.batchsize: unknown key, did you mean batch_size? (got 3)"),
         ("batch_size: 3", "c.yaml:1: batch_size: unknown key, did you mean learning.batch_size? (got 3)"),
-        ("bridge: {zzz: 1}", "c.yaml:1: bridge.zzz: unknown key, valid here: queue_bytes, label_wait_bytes, label_wait_s (got 1)"),
+        (
+            "bridge: {zzz: 1}",
+            "c.yaml:1: bridge.zzz: unknown key, valid here: queue_bytes, label_wait_bytes, label_wait_s (got 1)",
+        ),
         ("learning:\n  batch_size: -4", "c.yaml:2: learning.batch_size: must be ≥ 1 (got -4)"),
         ("learning: {batch_size: '10'}", "c.yaml:1: learning.batch_size: must be a whole number (got '10')"),
         ("learning: {batch_size: 1.5}", "c.yaml:1: learning.batch_size: must be a whole number (got 1.5)"),

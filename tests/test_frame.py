@@ -2,16 +2,25 @@
 
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from cobs import cobs
 
+from firmware_bridge.decoder import BodyDecoder
 from firmware_bridge.frame import (
+    CTRL_AGREE,
     CTRL_END,
     MAX_FRAME_BYTES,
+    Ack,
     Control,
     FrameDecoder,
+    Log,
+    Stats,
+    Time,
+    agreement,
+    encode,
     encode_control,
     encode_hello,
     encode_label,
@@ -19,6 +28,7 @@ from firmware_bridge.frame import (
     schema_seed,
 )
 from firmware_bridge.hello import Hello, hello_json, parse_hello
+from firmware_bridge.packet import LengthDecoder, encode_datagram, encode_packet
 from firmware_bridge.sample import SENSOR_DTYPES, Label, Sample, Schema
 
 HEADER = struct.Struct("<BBBBHHIQBB")
@@ -113,9 +123,66 @@ def test_frames_sent_with_the_schema_seed_count_once_the_hello_is_known():
     hello, got = decoder.feed(encode_hello(HELLO) + frame)
     assert hello == HELLO
     assert got.seq == 5
-    other = Hello(device="other", firmware="", boot=7, streams={0: SCHEMA})
+    other = Hello(device="board ü", firmware="1.2", boot=7, streams={0: replace(SCHEMA, scale=0.02)})
     assert decoder.feed(encode_sample(sample(), seed=schema_seed(other))) == []
     assert faults(decoder) == {"crc": 2}
+
+
+def test_the_seed_is_of_the_schemas_alone_as_they_stood_on_the_wire():
+    again = replace(HELLO, boot=8, device="other", firmware="2")
+    assert schema_seed(again) == schema_seed(HELLO)
+    assert schema_seed(replace(HELLO, streams={1: SCHEMA})) != schema_seed(HELLO)
+    streams = b'{"0": {"shape":[3],"name":"axes","dtype":"uint8","colour":"of a newer board"}}'
+    said = b'{"zone":"}","streams":' + streams + b',"protocol":1}'
+    assert schema_seed(parse_hello(said)) == zlib.crc32(streams)
+    blank = b'{"protocol":1,"streams": {"0":{"dtype":"uint8","name":"axes","shape":[3]}}}'
+    assert schema_seed(parse_hello(blank)) == zlib.crc32(blank[25:-1])  # in the canonical spelling, then
+
+
+def test_both_ends_agree_by_a_control_frame_and_the_decoder_tells_when_the_board_did():
+    decoder = FrameDecoder()
+    (hello,) = decoder.feed(encode_hello(HELLO))
+    assert agreement(hello) == Control(0, 7, schema_seed(HELLO), CTRL_AGREE)
+    decoder.feed(encode_sample(sample()))
+    assert not decoder.agreed
+    decoder.feed(encode_sample(sample(), seed=agreement(hello).seq))
+    assert decoder.agreed
+    decoder.feed(encode_hello(replace(HELLO, boot=8)))
+    assert not decoder.agreed
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Time(stream=0, boot=9, host_us=2**63, board_us=77),
+        Stats(stream=0, boot=9, time_us=3, generated=2**32 - 1, dropped=2, sent=3, received=4, crc=5),
+        Log(stream=0, boot=9, time_us=3, text="grüß Gott"),
+        Ack(stream=3, boot=9, seq=2**32 - 1),
+        Control(stream=3, boot=9, seq=6, code=CTRL_AGREE),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_what_is_no_sample_survives_every_line(message):
+    assert FrameDecoder().feed(encode(message)) == [message]
+    assert LengthDecoder().feed(encode_packet(message)) == [message]
+    assert BodyDecoder().decode_datagram(encode_datagram(message)) == message
+
+
+def test_stats_may_have_fewer_or_more_counters_than_this_version_knows():
+    short = wire(body(kind=4, code=1, shape=(8,), payload=struct.pack("<2I", 5, 6)))
+    long = wire(body(kind=4, code=1, shape=(28,), payload=struct.pack("<7I", *range(7))))
+    first, second = FrameDecoder().feed(short + long)
+    assert (first.generated, first.dropped, first.crc) == (5, 6, 0)
+    assert (second.generated, second.crc) == (0, 4)
+
+
+def test_a_log_cannot_speak_to_the_terminal_and_cannot_be_long():
+    (log,) = FrameDecoder().feed(encode(Log(0, 1, 2, "a\x1b[2Jb\nc")))
+    assert log.text == "a?[2Jb?c"
+    (log,) = FrameDecoder().feed(wire(body(kind=6, code=1, shape=(2,), payload=b"\xff\xc3")))
+    assert log.text == "\ufffd\ufffd"
+    (log,) = FrameDecoder().feed(encode(Log(0, 1, 2, "x" * 500)))
+    assert log.text == "x" * 200
 
 
 @pytest.mark.parametrize(
@@ -125,13 +192,22 @@ def test_frames_sent_with_the_schema_seed_count_once_the_hello_is_known():
         ("cobs", b"\xff\x01\x02\0"),
         ("length", b"\x05abcd\0"),
         ("version", wire(body(version=2))),
-        ("type", wire(body(kind=3))),
+        ("type", wire(body(kind=8))),
         ("type", wire(body(kind=200))),
-        ("incompat", wire(body(iflags=1))),
+        ("auth", wire(body(iflags=1, payload=b"\1\0\2\0" + bytes(8)))),
+        ("length", wire(body(iflags=1))),
+        ("incompat", wire(body(iflags=2))),
+        ("incompat", wire(body(iflags=5))),
         ("incompat", wire(body(iflags=128))),
         ("schema", wire(body(code=8))),
         ("schema", wire(body(shape=(1, 1, 1, 1, 2)))),
         ("schema", wire(body(kind=0, code=1, shape=(4,), payload=b"{]}}"))),
+        ("schema", wire(body(kind=7, code=1, shape=(1, 1), payload=b"\0"))),
+        ("schema", wire(body(kind=3, code=3, shape=(8,), payload=bytes(16)))),
+        ("length", wire(body(kind=3, code=1, shape=(8,), payload=bytes(8)))),
+        ("length", wire(body(kind=5, code=1, shape=(2,), payload=bytes(2)))),
+        ("length", wire(body(kind=6, code=1, shape=(201,), payload=bytes(201)))),
+        ("length", wire(body(kind=7, code=1, shape=(2,), payload=bytes(2)))),
         ("length", wire(body(shape=(3,)))),
         ("length", wire(body(shape=(65535, 65535, 65535, 65535)))),
         ("length", wire(body(shape=(0,), payload=b""))),
@@ -197,8 +273,22 @@ def test_hello_json_is_canonical_and_leaves_defaults_out():
 
 
 def test_a_newer_board_may_say_more():
-    said = hello_json(HELLO)[:-1] + b',"key_id":"a","max_frame":512}'
+    said = hello_json(HELLO)[:-1] + b',"colour":"red","streams_to_come":{"1":2}}'
     assert parse_hello(said) == HELLO
+
+
+def test_what_a_board_may_say_of_itself_survives():
+    hello = replace(HELLO, max_frame=512, clock_us=0.5, key_id="a")
+    assert parse_hello(hello_json(hello)) == hello
+    for wrong in (b'"max_frame":0', b'"clock_us":-1', b'"key_id":7'):
+        with pytest.raises(ValueError, match=r"."):
+            parse_hello(hello_json(HELLO)[:-1] + b"," + wrong + b"}")
+
+
+def test_the_boot_of_the_header_counts_because_every_frame_has_it():
+    said = hello_json(HELLO).replace(b'"boot":7', b'"boot":1')
+    (hello,) = FrameDecoder().feed(wire(body(kind=0, code=1, shape=(len(said),), payload=said)))
+    assert hello.boot == 9
 
 
 @pytest.mark.parametrize(

@@ -3,23 +3,30 @@
 import os
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from firmware_bridge.auth import board_key
 from firmware_bridge.frame import (
     MAX_FRAME_BYTES,
     Control,
     FrameDecoder,
+    Log,
+    Time,
+    encode,
     encode_control,
     encode_hello,
     encode_label,
     encode_sample,
 )
-from firmware_bridge.hello import Hello
+from firmware_bridge.hello import Hello, schema_seed
 from firmware_bridge.sample import Label, Sample, Schema
 from firmware_bridge.sequence import SequenceTracker
 
 HELLO = Hello(device="d", firmware="f", boot=1, streams={0: Schema(name="s", dtype="int16", shape=(6,))})
+
+KEY = board_key(b"sixteen bytes at least")
 
 
 def a_stream(seed, n_samples):
@@ -37,8 +44,8 @@ def key(event):
     return (*event.id, event.time_us, event.label, event.values.tobytes()) if isinstance(event, Sample) else repr(event)
 
 
-def decode(data, cuts=()):
-    decoder, events = FrameDecoder(), []
+def decode(data, cuts=(), with_key=None):
+    decoder, events = FrameDecoder(with_key), []
     for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True):
         events += decoder.feed(data[start:end])
         assert decoder.buffered_bytes <= MAX_FRAME_BYTES
@@ -81,12 +88,26 @@ def test_one_damaged_byte_costs_at_most_two_frames_and_gives_no_wrong_one(seed, 
     assert len(got) >= len(true) - 2
 
 
-def test_every_single_bit_flip_of_a_stream_costs_at_most_two_frames():
-    wire = bytearray(b"".join(a_stream(1, 6)))
-    true = set(decode(bytes(wire)))
+def an_agreed_stream(key):
+    """HELLO, and frames behind it that carry its seed, and tags if there is a key."""
+    messages = [Sample(0, 1, seq, seq * 1000, np.full(6, seq, np.int16)) for seq in range(6)]
+    messages += [Label(0, 1, 2, 1), Time(0, 1, 5, 6), Log(0, 1, 10**6, "ten"), Control(0, 1, 6, 2)]
+    frames = [encode(message, time_us=10**6, seed=schema_seed(HELLO), key=key) for message in messages]
+    return encode(HELLO, key=key), frames, key
+
+
+@pytest.mark.parametrize(
+    ("hello", "frames", "key"),
+    [(b"", a_stream(1, 6), None), an_agreed_stream(None), an_agreed_stream(KEY)],
+    ids=["plain", "agreed", "agreed and with tags"],
+)
+def test_every_single_bit_flip_of_a_stream_costs_at_most_two_frames(hello, frames, key):
+    wire = bytearray(b"".join(frames))
+    true = set(decode(hello + wire, with_key=key))
+    assert len(true) >= len(frames)
     for bit in range(8 * len(wire)):
         wire[bit // 8] ^= 1 << bit % 8
-        got = set(decode(bytes(wire)))
+        got = set(decode(hello + wire, with_key=key))
         assert got <= true
         assert len(got) >= len(true) - 2
         wire[bit // 8] ^= 1 << bit % 8
@@ -134,7 +155,7 @@ def test_link_soak_counters_satisfy_the_identity_exactly():
             assert set(event.values) == {event.seq % 99}
             received += tracker.accept(event.boot, event.seq) is not None
         else:
-            tracker.finish(event.boot, event.seq)
+            tracker.expect(event.boot, event.seq)
     assert n_samples == received + tracker.counters["wire_lost"]
     assert 0 < tracker.counters["wire_lost"] <= 2 * len(hits)
     assert tracker.counters["duplicate"] == tracker.counters["late"] == tracker.counters["restarts"] == 0

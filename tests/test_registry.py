@@ -15,7 +15,11 @@ from firmware_bridge.registry import SOURCES, make_source
         ("", "source '': no scheme"),
         ("data.npz", "source 'data.npz': no scheme"),
         ("serail:/dev/x", "source 'serail:/dev/x': unknown scheme 'serail'; did you mean 'serial'?"),
-        ("zzz:x", "source 'zzz:x': unknown scheme 'zzz'; known: recording, serial, simulated"),
+        (
+            "zzz:x",
+            "source 'zzz:x': unknown scheme 'zzz'; known: "
+            "camera, mqtt, recording, serial, simulated, stdin, tcp, tcp-listen, udp",
+        ),
         ("serial:", "source 'serial:': nothing behind serial:"),
         ("simulated:engine", "simulated:engine: no such model"),
         (
@@ -69,7 +73,8 @@ def test_a_source_is_imported_only_when_asked_for():
 
 
 def test_every_scheme_names_a_class_that_can_be_made():
-    targets = {"serial": "/dev/x", "recording": "x.npz", "simulated": "motor"}
+    targets = {"serial": "/dev/x", "recording": "x.npz", "simulated": "motor", "stdin": "jsonl", "camera": "0"}
+    targets |= dict.fromkeys(("tcp", "tcp-listen", "udp"), "127.0.0.1:1") | {"mqtt": "host/topic"}
     assert set(targets) == set(SOURCES)
     for scheme, target in targets.items():
         assert type(make_source(f"{scheme}:{target}")).__name__ == SOURCES[scheme][1]

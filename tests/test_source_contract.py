@@ -1,20 +1,27 @@
-"""One suite for every source: the same 300 motor frames out of a serial line, a recording and a simulated board."""
+"""One suite for every source: the same 300 motor frames out of lines, a pipe, a recording and a simulated board."""
 
+import json
 import os
 import signal
 from contextlib import ExitStack, suppress
+from pathlib import Path
+from tempfile import mkdtemp
+from urllib.parse import quote
 
+import brokers
 import numpy as np
 import pytest
-from boards import fake_board, talking_line
+from boards import fake_board, far_end, standard_input, streaming_board, talking_line
 
-from firmware_bridge.errors import EndOfSource, SourceLost, SourceUnavailable
+from firmware_bridge.errors import BadRecording, EndOfSource, SourceLost, SourceUnavailable
 from firmware_bridge.frame import CTRL_END, Control, encode_control, encode_hello, encode_label, encode_sample
 from firmware_bridge.hello import Hello
 from firmware_bridge.motor import STATES, Motor, boot_of
+from firmware_bridge.motor import schema as motor_schema
 from firmware_bridge.registry import make_source
 from firmware_bridge.sample import Label, Sample, SampleId, Schema
 from firmware_bridge.sources.serial_port import unavailable
+from firmware_bridge.wire import encode_body
 
 N = 300
 TRUE = [sample for sample, _ in zip(Motor(5).samples(), range(N), strict=False)]
@@ -35,7 +42,43 @@ def simulated(_stack, _tmp_path):
     return f"simulated:motor?speed=max&samples={N}"
 
 
-@pytest.fixture(params=[serial, recording, simulated], ids=lambda make: make.__name__)
+def tcp(stack, _tmp_path):
+    return stack.enter_context(streaming_board(far_end("tcp"), N, name="motor", first_boot=boot_of(5))).url
+
+
+def tcp_cobs(stack, _tmp_path):
+    return stack.enter_context(streaming_board(far_end("cobs"), N, name="motor", first_boot=boot_of(5))).url
+
+
+def udp(stack, _tmp_path):
+    # It cannot be slowed, but all 300 find room in the kernel.
+    return stack.enter_context(
+        streaming_board(far_end("udp"), N, name="motor", first_boot=boot_of(5), rate_hz=3000.0)
+    ).url
+
+
+def stdin(stack, _tmp_path):
+    lines = [
+        json.dumps({"values": s.values.tolist(), "label": s.label, "time_us": s.time_us, "seq": s.seq}) for s in TRUE
+    ]
+    stack.enter_context(standard_input("\n".join(lines).encode()))
+    return f"stdin:jsonl?dtype=int16&rate=3200&labels={quote(','.join(STATES))}"
+
+
+def mqtt(stack, tmp_path):
+    broker = stack.enter_context(brokers.broker(Path(mkdtemp(dir=tmp_path))))
+    url, boot = broker.url("motor", "client=learner"), boot_of(5)
+    broker.send("motor", [encode_body(Hello("motor", "f", boot, {0: motor_schema()}))], retain=True)
+    with make_source(url):  # the broker keeps messages for a client that it has seen
+        pass
+    broker.send("motor", [encode_body(event) for event in (*TRUE, Control(0, boot, N, CTRL_END))])
+    return url
+
+
+EVERY = [serial, tcp, tcp_cobs, udp, mqtt, stdin, recording, simulated]
+
+
+@pytest.fixture(params=EVERY, ids=lambda make: make.__name__)
 def fresh(request, tmp_path):
     """Makes the source anew, as a run after another run does."""
     with ExitStack() as stack:
@@ -113,9 +156,22 @@ def test_closing_twice_is_fine_and_reading_afterwards_is_not(fresh):
         source.read(0.0)
 
 
-@pytest.mark.parametrize("url", ["serial:///dev/ttyNone9", "recording:none.npz"])
+def test_what_is_safe_can_be_acknowledged_at_any_time(fresh):
+    with fresh() as source:
+        first = source.read(10.0)
+        source.acknowledge(first.id)
+        samples = read_all(source)
+        source.acknowledge(samples[-1].id)
+    assert [sample.seq for sample in samples] == list(range(1, N))
+    source.acknowledge(samples[-1].id)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["serial:///dev/ttyNone9", "recording:none.npz", "tcp://no.such.host.invalid:1", "udp://192.0.2.1:7"],
+)
 def test_a_missing_source_is_an_operator_fault_with_a_hint(url):
-    with pytest.raises(Exception, match="no such") as caught:
+    with pytest.raises((SourceUnavailable, BadRecording)) as caught:
         make_source(url).open()
     assert caught.value.hint
 

@@ -266,8 +266,7 @@ def _footer(status: Status) -> RenderableType:
     grid.add_column(no_wrap=True, overflow="ellipsis")
     age = status["snapshot_age_s"]
     snapshot = plain(status["snapshot"] or "none yet") + Text("" if age is None else f", {clock(age)} old")
-    grid.add_row("dropped", drops(status["dropped"]))
-    grid.add_row("kept", _kept(status))
+    grid.add_row("dropped", Text.assemble(drops(status["dropped"]), "; ", _kept(status)))
     grid.add_row("snapshot", snapshot)
     grid.add_row("last", plain(status["message"]))
     return grid
@@ -277,9 +276,8 @@ def _kept(status: Status) -> Text:
     """What a power cut would leave of this run."""
     durable = status["durable"]
     if durable["refused"]:
-        return Text(f"nothing at present: {durable['refused']}", style="red")
-    behind = f", {durable['behind']:,} steps on their way to the disk" if durable["behind"] else ""
-    return Text(f"{durable['acknowledged']:,} labelled samples{behind}")
+        return Text(f"kept nothing at present: {durable['refused']}", style="red")
+    return Text(f"kept {durable['acknowledged']:,}")
 
 
 def _beside(left: RenderableType, right: RenderableType, *, ratios: tuple[int, int]) -> RenderableType:

@@ -138,6 +138,7 @@ class Status(TypedDict):
     rss_peak_bytes: int
     received: int
     dropped: dict[str, int]
+    line_faults: dict[str, int]  # frames that were no good; what was in them is in dropped, as wire_lost
     snapshot: str | None
     snapshot_age_s: float | None
     true_label: str | None
@@ -193,7 +194,8 @@ def blank() -> Status:
         "durable": {"durability": "", "acknowledged": 0, "behind": 0, "refused": None},
         "late_labels": {"waiting": 0, "bytes": 0, "most_bytes": 0, "newest": []},
         "restart": {"generation": 0, "replayed": 0, "seconds": 0.0, "lost_samples": 0, "faults": []},
-        "rss_bytes": 0, "rss_peak_bytes": 0, "received": 0, "dropped": {}, "snapshot": None, "snapshot_age_s": None,
+        "rss_bytes": 0, "rss_peak_bytes": 0, "received": 0, "dropped": {}, "line_faults": {},
+        "snapshot": None, "snapshot_age_s": None,
         "true_label": None, "predicted_label": None, "message": "",
     }  # fmt: skip
 

@@ -53,7 +53,7 @@ class Simulated:
         self._after = after if after is not None and after.boot == boot_of(seed) else None
         self._arguments = (seed, speed, samples, 0 if self._after is None else self._after.seq + 1)
         self._process: subprocess.Popen[str] | None = None
-        self._port = SerialPort("", wait=_HELLO_WAIT_S)
+        self._port = SerialPort("", wait=_HELLO_WAIT_S, reconnect=0)
 
     @property
     def schema(self) -> Schema:
@@ -81,7 +81,8 @@ class Simulated:
             start_new_session=True,
         )
         try:
-            self._port = SerialPort(self._line_path(), after=self._after, baud=_BAUD, wait=_HELLO_WAIT_S)
+            path = self._line_path()
+            self._port = SerialPort(path, after=self._after, baud=_BAUD, wait=_HELLO_WAIT_S, reconnect=0)
             self._port.open()
         except BaseException:
             self.close()

@@ -1,0 +1,243 @@
+"""A board behind a line that may break: the source that serial ports, TCP and UDP share.
+
+A line that breaks is said once, and opened again and again until it is there; meanwhile nothing comes. What the board
+made while it was away is counted as away, not as lost. Has no thread and no queue beyond one read's frames; knows
+neither frames nor how its line is made.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from firmware_bridge.board import Board
+from firmware_bridge.errors import EndOfSource, SourceLost, SourceUnavailable
+from firmware_bridge.frame import CTRL_SAY_HELLO, Ack, Control, Time
+from firmware_bridge.sample import HeldOut, Label, Sample, SampleId, Schema
+from firmware_bridge.sources.line import Line, LineBrokenError
+from firmware_bridge.timesync import ClockSync
+
+ASK_EVERY_S = 0.5  # the request for HELLO is a frame too, and may be lost
+_ASK_EVERY_EVENTS = 64
+_TRY_SOON_S = 0.05  # if nobody could be asked yet
+# A line that is silent that long may have a board at its end that restarted and waits to be asked. Then twice as long.
+SILENT_S, MOST_SILENT_S = 1.0, 4.0
+RETRY_S = 0.25  # between two attempts to open a line that broke
+ACK_EVERY_S = 1.0
+
+
+class BoardSource:
+    """Samples of one stream of the board at the end of a line.
+
+    stream: which of the board's streams, default its first. wait: seconds that open() waits for the board's HELLO;
+    without one the schema is taken from the first sample. reconnect: seconds that a broken line is tried again, inf for
+    ever, 0 not at all. after: see make_source.
+    """
+
+    held_out: HeldOut | None = None
+    can_wait = False
+
+    def __init__(
+        self,
+        line: Line,
+        *,
+        after: SampleId | None = None,
+        stream: int | None = None,
+        wait: float = 3.0,
+        reconnect: float = math.inf,
+    ) -> None:
+        self._line, self._wait_s, self._patience_s = line, wait, reconnect
+        self._board = Board(line.name, line.decoder, stream=stream, after=after)
+        self._is_open = self._is_there = self._asked = False
+        self._reconnects = 0
+        self._gone_at: float | None = None  # until a frame comes again
+        self._there_at = self._retry_at = self._ask_at = self._ack_at = 0.0
+        self._silent_s = SILENT_S
+        self._acknowledged: SampleId | None = None
+        self.clock = ClockSync()
+        self._clock_boot: int | None = None
+
+    @property
+    def schema(self) -> Schema:
+        """What this source's samples look like."""
+        return self._board.schema
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """Faults of the line by reason, what the sequence numbers tell, and how often the line came back."""
+        return {**self._board.counters, "reconnects": self._reconnects}
+
+    @property
+    def said(self) -> str:
+        """What happened last: to the line, or in the board's own words."""
+        return self._board.said
+
+    def open(self) -> None:
+        """Open the line, ask the board for HELLO and learn the schema. Raises SourceUnavailable."""
+        deadline = time.monotonic() + self._wait_s
+        self._is_open = True
+        try:
+            while not self._line.connect(max(0.0, deadline - time.monotonic())):
+                if time.monotonic() >= deadline:
+                    raise SourceUnavailable(
+                        f"{self._line.name}: no answer in {self._wait_s:g} s", hint="wait longer with ?wait=…"
+                    )
+            self._is_there = True
+            self._wait_for_schema(time.monotonic() + self._wait_s)
+        except LineBrokenError as exc:
+            self.close()
+            raise SourceUnavailable(f"{self._line.name}: {exc}", hint="is the board powered and running?") from exc
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let the line go; a second call does nothing."""
+        self._is_open = self._is_there = False
+        self._line.close()
+
+    def host_us(self, sample: Sample) -> int | None:
+        """UNIX time in µs at which the sample was taken, None while that is not known, as of boards without TIME."""
+        return self.clock.host_us(sample.time_us) if sample.boot == self._clock_boot else None
+
+    def acknowledge(self, upto: SampleId) -> None:
+        """Tell the board, within a second, that it may forget its samples up to this one."""
+        self._acknowledged = upto  # the thread that reads sends it
+
+    def __enter__(self) -> BoardSource:
+        self.open()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def read(self, timeout_s: float) -> Sample | Label | None:
+        """Next sample or late label, None if none came in time, as while the line is away.
+
+        Raises EndOfSource when the board said that it sends no more, SourceLost when the line is gone and not, or no
+        longer, tried again, or when the board came back as another one.
+        """
+        if not self._is_open:
+            raise SourceLost(f"{self._line.name}: not open")
+        deadline = time.monotonic() + timeout_s
+        board = self._board
+        while not board.ready:
+            if board.ended is not None:
+                raise EndOfSource(board.ended)
+            self._step(max(0.0, deadline - time.monotonic()))
+            if not board.ready and board.ended is None and time.monotonic() >= deadline:
+                return None
+        return board.ready.popleft()
+
+    def _wait_for_schema(self, deadline: float) -> None:
+        board = self._board
+        self._there_at = self._ask_at = time.monotonic()
+        asked_at = 0
+        while not board.is_known and board.is_patient and (left_s := deadline - time.monotonic()) > 0:
+            self._exchange(min(left_s, max(0.0, self._ask_at - time.monotonic())))
+            if board.n_early >= asked_at + _ASK_EVERY_EVENTS:  # it runs already, and its HELLO was damaged
+                asked_at, self._ask_at = board.n_early, 0.0
+        if not board.is_known and not board.settle():
+            raise self._silent()
+
+    def _step(self, timeout_s: float) -> None:
+        """Wait for something to happen, and deal with it."""
+        if not self._is_there and not self._reconnected(timeout_s):
+            return
+        try:
+            self._exchange(timeout_s)
+        except LineBrokenError as exc:
+            self._gone(exc)
+
+    def _exchange(self, timeout_s: float) -> None:
+        self._speak()
+        data = self._line.receive(timeout_s)
+        if not data:
+            return
+        if self._board.feed(data) and self._gone_at is not None:
+            self._back(self._gone_at)
+        self._hear_times()
+        if self._asked and not self._board.awaits_hello:
+            self._silent_s = SILENT_S
+            self._ask_at = time.monotonic() + SILENT_S
+
+    def _speak(self) -> None:
+        """Say what is to be said now: answers, acknowledgements, and that the board should introduce itself."""
+        now = time.monotonic()
+        if now >= self._ask_at:
+            self._asked = self._line.send(Control(0, 0, 0, CTRL_SAY_HELLO))
+            eager = self._board.awaits_hello and now - self._there_at < self._wait_s
+            self._ask_at = now + (_TRY_SOON_S if not self._asked else ASK_EVERY_S if eager else self._silent_s)
+            self._silent_s = min(2 * self._silent_s, MOST_SILENT_S)
+        while self._board.answers:
+            self._line.send(self._board.answers.popleft())
+        if self._acknowledged is not None and now >= self._ack_at:
+            upto, self._acknowledged = self._acknowledged, None
+            self._line.send(Ack(*upto))
+            self._ack_at = now + ACK_EVERY_S
+        if not self._board.awaits_hello:  # a board that says nothing of itself does not answer either
+            self._ask_time()
+
+    def _ask_time(self) -> None:
+        boot, now_us = self._board.boot, time.time_ns() // 1000
+        if boot != self._clock_boot:
+            self.clock.forget()
+            self._clock_boot = boot
+        if boot is not None and self.clock.due(now_us):
+            self._line.send(Time(self._board.stream or 0, boot, now_us, 0))
+
+    def _hear_times(self) -> None:
+        now_us = time.time_ns() // 1000
+        while self._board.times:
+            answer = self._board.times.popleft()
+            self.clock.heard(answer.boot, answer.host_us, answer.board_us, now_us)
+
+    def _gone(self, exc: LineBrokenError) -> None:
+        self._line.close()
+        self._is_there = False
+        self._asked = False
+        self._board.line_broke()
+        if self._patience_s == 0:
+            raise self._lost(exc) from exc.__cause__
+        self._retry_at = time.monotonic() + RETRY_S
+        if self._gone_at is None:
+            self._gone_at = time.monotonic()
+            self._board.said = f"gone: {self._line.name}: {exc}"
+
+    def _reconnected(self, timeout_s: float) -> bool:
+        now = time.monotonic()
+        if now < self._retry_at:
+            time.sleep(min(timeout_s, self._retry_at - now))
+            return False
+        try:
+            self._is_there = self._line.connect(timeout_s)
+        except SourceUnavailable as exc:
+            self._retry_at = time.monotonic() + RETRY_S
+            if self._gone_at is not None and now - self._gone_at >= self._patience_s:
+                raise SourceLost(f"{exc}; tried for {self._patience_s:g} s", hint=exc.hint) from exc
+        if self._is_there:
+            self._there_at = self._ask_at = time.monotonic()
+            self._silent_s = SILENT_S
+        return self._is_there
+
+    def _back(self, gone_at: float) -> None:
+        """Only a frame shows that the board is there again: an open line alone may break at once."""
+        self._gone_at = None
+        self._reconnects += 1
+        self._board.said = f"back after {time.monotonic() - gone_at:.1f} s"
+
+    def _silent(self) -> SourceUnavailable:
+        name, heard = self._line.name, self._board.heard
+        if heard:
+            return SourceUnavailable(f"{name}: bytes came, but no frame ({heard})", hint=self._line.no_frames)
+        return SourceUnavailable(
+            f"{name}: nothing came in {self._wait_s:g} s",
+            hint="is the board powered and its firmware running? wait longer with ?wait=…",
+        )
+
+    def _lost(self, exc: LineBrokenError) -> SourceLost:
+        return SourceLost(f"{self._line.name}: the board is gone ({exc})", hint="is it still plugged in?")
