@@ -168,7 +168,7 @@ def test_double_images_become_single_precision(tmp_path: Path) -> None:
         ("train-images-idx3-ubyte", idx(np.zeros((10, 4, 3), np.uint8)) + b"x", r"must hold 120 bytes .* \(got more\)"),
         ("train-images-idx3-ubyte", bytes([0, 0, 0x0D, 3]) + b"\xff" * 12, "cannot be read|must hold"),
         ("train-images-idx3-ubyte", bytes([0, 0, 7, 1]), "not an IDX file"),
-        ("train-images-idx3-ubyte", gzip.compress(idx(np.zeros((10, 4, 3), np.uint8)))[:-9], "cannot be read"),
+        ("train-images-idx3-ubyte", gzip.compress(idx(np.zeros((10, 4, 3), np.uint8)), mtime=0)[:-9], "cannot be read"),
         ("t10k-images-idx3-ubyte", idx(np.zeros((4, 9, 9), np.uint8)), r"must be like .*, uint8 \(4, 3\)"),
         ("other-train-images-idx3-ubyte", idx(np.zeros((4, 9, 9), np.uint8)), r"must hold one file .* \(got other-"),
     ],
