@@ -17,7 +17,7 @@ from edge_cl.console import AsJson, ConfigFile, SourceUrl, data, draw, say
 from edge_cl.errors import Exit, NoSample
 from edge_cl.recorder import write_recording
 from firmware_bridge.devices import devices
-from firmware_bridge.errors import EndOfSource
+from firmware_bridge.errors import EndOfSource, SourceLost
 from firmware_bridge.inlet import ITEM_BYTES, Inlet
 from firmware_bridge.registry import make_source
 from firmware_bridge.sample import Label, Sample, Schema
@@ -100,9 +100,15 @@ def record(
     A label that comes later finds its sample while the recording lasts.
     """
     kept: dict[tuple[int, int, int], Sample] = {}
+    lost: SourceLost | None = None
     with _Tap(_url(source, config), samples, timeout) as tap:
-        for sample in tap:
-            kept[sample.id] = sample
+        try:
+            for sample in tap:
+                kept[sample.id] = sample
+        except KeyboardInterrupt:
+            pass
+        except SourceLost as exc:
+            lost = exc  # said once what came is safe
     for label in tap.labels:
         if label.id in kept and kept[label.id].label is None:
             kept[label.id] = _labelled(kept[label.id], label.label)
@@ -114,6 +120,8 @@ def record(
         data({**told, "counters": dict(tap.counters)})
     else:
         say(f"{out}: {len(kept):,} samples, {labelled:,} labelled\nhint: edge-cl run --once --source recording:{out}")
+    if lost is not None:
+        raise lost
 
 
 class _Tap:
@@ -129,7 +137,11 @@ class _Tap:
     def __enter__(self) -> _Tap:
         self._source.open()
         self.schema: Schema = self._source.schema
-        self._inlet = Inlet(self._source, max(QUEUE_BYTES, 2 * (self.schema.nbytes + ITEM_BYTES)))
+        try:
+            self._inlet = Inlet(self._source, max(QUEUE_BYTES, 2 * (self.schema.nbytes + ITEM_BYTES)))
+        except BaseException:
+            self._source.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -47,7 +47,7 @@ def label(
             hint="edge-cl run -s bridge.label_wait_bytes='256 KiB'",
         )
     known = last["label_names"]
-    if known and name not in known and not name.isdigit():
+    if known and name not in known and not (name.isdigit() and len(name) < 10):
         raise OperatorError(f"CLASS: must be one of {', '.join(known)} (got {name!r})")
     stream, boot, seq = (int(part) for part in parts)
     check_state_dir(state)

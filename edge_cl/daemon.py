@@ -39,9 +39,10 @@ from edge_cl.signals import Signals
 from edge_cl.storage import spool
 from edge_cl.storage.checkpoint import CheckpointStore
 from edge_cl.storage.errors import DamagedFile, StorageError
+from edge_cl.storage.journal_folder import prepare
 from edge_cl.storage.migration import migrate
 from edge_cl.storage.snapshot import Deployed
-from edge_cl.storage.state_dir import StateDir
+from edge_cl.storage.state_dir import JOURNAL_NAME, StateDir
 from firmware_bridge.decoder import FAULTS
 from firmware_bridge.errors import EndOfSource, SourceLost
 from firmware_bridge.inlet import Inlet
@@ -51,6 +52,7 @@ from firmware_bridge.source import Source
 
 POLL_S = 0.1  # the longest the loop waits for a sample before it looks at signals and clocks
 DISK_POLL_S = 0.01  # between two looks for room in the journal, where the source can wait
+PLACE_S = 1.0  # between two entries, where a source waits to hear how far the daemon has come
 SPOOL_POLL_S = 0.5  # between two looks for labels that a person left
 PERSON = 1  # source of a label
 EXAM_BYTES = 64  # of one class in the entry of a consolidation
@@ -134,7 +136,9 @@ class Daemon:
         self.learner = self._learner(recovered, blueprint, planned, as_it_is=unchanged)
         faults = [] if recovered is None else recovered.faults
         if damage is not None:
-            faults = [str(damage), revive(self.learner, self.path)]
+            told, self.cursor.n_labels = revive(self.learner, self.path)
+            faults = [str(damage), told]
+            prepare(self.path / JOURNAL_NAME, 0)  # nothing of it may be applied to weights that it made
             store.set_aside()
             self.cursor.consolidated_steps = self.learner.steps
         self.window = assembly.make_window(self.task, schema)
@@ -146,10 +150,12 @@ class Daemon:
         self.rehearsal_steps: int | None = None  # as many as budget.consolidation_ms allows, once one was timed
         self.rehearsal_step_ms = inf
         self.dropped = dict.fromkeys(DROPPED, 0)
-        self.room = self._waiting_room(schema, recovered)
+        self.room = self._waiting_room(schema, recovered if same_source else None)
         self.newly_waiting: list[Waiting] = []  # in the room, and not in the journal yet
+        self.newly_since = self.noted_at = time.monotonic()
         self.spooled: dict[Path, int] = {}  # labels that were left, and the entry that keeps what they say
         self.spool_looked = 0.0
+        self.needs_acknowledgement = bool(getattr(self.source, "needs_acknowledgement", False))
         self.is_played = self.source.can_wait and self.url.partition(":")[0] in PLAYED
         self.said = ""  # by the source: that its device is gone, or back
         self._go_on()
@@ -166,6 +172,7 @@ class Daemon:
             entry=0 if recovered is None else recovered.entry,
             bases=bases_for(recovered, changed=not (unchanged and same_source)),
         )
+        self.keeper.impatient = self.needs_acknowledgement
         stack.callback(self.keeper.close)
         self.waiting_since = time.monotonic()
         self.report = Report(
@@ -209,7 +216,8 @@ class Daemon:
         rows = 1 if self.task.window is None else self.task.window[0]
         of_a_sample = schema.shape[0] if len(schema.shape) > 1 else 1
         bridge = self.config.bridge
-        room = Room(bridge.label_wait_bytes, bridge.label_wait_s, reach=-(-rows // of_a_sample))
+        reach = 1 if rows < 2 else (rows - 2) // of_a_sample + 2  # the first and the last sample may be there in part
+        room = Room(bridge.label_wait_bytes, bridge.label_wait_s, reach=reach)
         for waiting in recovered.room.all() if recovered else ():
             room.enter(replace(waiting, since_s=time.monotonic()))
         return room
@@ -222,6 +230,8 @@ class Daemon:
         if cursor.governor:
             self.governor.restore(cursor.governor)
         self.dropped |= cursor.dropped
+        self.room.gone |= cursor.gone
+        self.rehearsal_steps = cursor.rehearsal_steps
         if self.window is not None and cursor.window:
             with suppress(ValueError):  # another stride than before: the rows of an unfinished window are let go
                 self.window.load_state(cursor.window)
@@ -230,6 +240,11 @@ class Daemon:
         """Take what comes until there is a reason to stop, and say which."""
         self._catch_up()
         while not self.signals.stop:
+            if self.needs_acknowledgement and len(self.cursor.waiting) >= self.config.learning.batch_size:
+                time.sleep(POLL_S)  # no room in the journal: a broker keeps what is not taken
+                self._learn()
+                self._look_at_clocks()
+                continue
             try:
                 item = self.inlet.get(POLL_S)
             except EndOfSource:
@@ -304,17 +319,21 @@ class Daemon:
         """Keep an answered observation for a label that may come, if any are kept."""
         if self.config.bridge.label_wait_bytes:
             self.room.enter(waiting)
+            if not self.newly_waiting:
+                self.newly_since = waiting.since_s
             self.newly_waiting.append(waiting)
             if len(self.newly_waiting) >= self.config.learning.batch_size:
                 self._note_waiting()
 
-    def _note_waiting(self) -> None:
-        """Have those that wait since the last entry in the journal; before any entry, for its place is behind them."""
-        newly, oldest = self.newly_waiting, self.room.oldest
-        self.newly_waiting = []
-        if not newly or oldest is None:
+    def _note_waiting(self, *, place: bool = False) -> None:
+        """Have those that wait since the last entry in the journal; before any entry, for its place is behind them.
+
+        With `place` also if nobody does: then the entry says how far the daemon has come.
+        """
+        newly, self.newly_waiting = self.newly_waiting, []
+        if not newly and not place:
             return
-        taken_down = self._entry(lambda: entry.wait(newly, oldest, self._here()))
+        taken_down = self._entry(lambda: entry.wait(newly, self.room.oldest, self._here()))
         if self._has_room(len(taken_down)):
             self._note(taken_down)
         else:
@@ -342,16 +361,19 @@ class Daemon:
         return predicted
 
     def _take_label(self, label: Label) -> None:
-        """A label that came by itself: for the window that is being filled, or for an observation that waits for it."""
-        if not self.needs_labels or (self.window is not None and self.window.late(label)):
+        """A label that came by itself: for the window that is being filled, and for who waits for it."""
+        if not self.needs_labels:
             return
+        if not 0 <= label.label < (len(self.task.label_names) or self.task.n_outputs):
+            self.dropped["label_out_of_range"] += 1
+            return
+        filled = self.window is not None and self.window.late(label)
         called = self.room.call(label)
         if called is None:
-            self.dropped["label_unmatched"] += 1
+            self.dropped["label_unmatched"] += not filled
             return
         sample = self._with_known_label(called.sample)
-        if sample.label is None:
-            return
+        assert sample.label is not None  # it is one that the learner has an output for
         self.newly_waiting = [waiting for waiting in self.newly_waiting if waiting.sample.id != sample.id]
         self.telemetry.scored([called.answered == sample.label])
         self.publisher.agreement.add(called.answered, sample.label)
@@ -369,12 +391,12 @@ class Daemon:
         for left in spool.waiting(self.path):
             if left.file in self.spooled:
                 continue
-            number = self._class_of(left.label)
+            number, before = self._class_of(left.label), self.keeper.entry
             if number is None:
                 self.dropped["label_out_of_range"] += 1
             else:
                 self._take_label(Label(left.stream, left.boot, left.seq, number, source=PERSON))
-            self.spooled[left.file] = self.keeper.entry + (1 if self.cursor.waiting else 0)
+            self.spooled[left.file] = max(self.keeper.entry, before + 1)  # it may have been learnt at once
         self._clear_spool()
 
     def _clear_spool(self) -> None:
@@ -387,7 +409,7 @@ class Daemon:
         """The class of a name, or of a number written out."""
         if name in self.label_names:
             return self.label_names.index(name)
-        return int(name) if name.isascii() and name.isdigit() else None
+        return int(name) if name.isascii() and name.isdigit() and len(name) < 10 else None
 
     def _learn(self) -> None:
         """A step on what waits: taken down before it is made, noted once it was."""
@@ -398,8 +420,8 @@ class Daemon:
         self.cursor.waiting.clear()
         taken_down = self._entry(lambda: entry.learn(batch, self._here(), most_replayed=self.governor.replay))
         if not self._has_room(len(taken_down)):
-            if self.signals.stop:
-                self.cursor.waiting += batch  # kept by the checkpoint that ends the run
+            if self.signals.stop or self.needs_acknowledgement:
+                self.cursor.waiting += batch  # kept by the checkpoint that ends the run, or until there is room
                 return
             self.dropped["not_journaled"] += len(batch)
             return
@@ -408,7 +430,7 @@ class Daemon:
         self._try("trial", lambda: self._judge(x, y))
         if self.governor.skips(len(y)):
             self.dropped["no_time_to_learn"] += len(y)
-            self._note(self._entry(lambda: entry.skip(len(y), self._here())))
+            self._note(self._entry(lambda: entry.skip(batch, self._here())))
             return
         started, at_work = time.perf_counter(), time.thread_time()
         step = self.learner.learn(x, y, most_replayed=self.governor.replay)
@@ -424,6 +446,7 @@ class Daemon:
         return taken_down() if self.keeper.has_journal else b""
 
     def _note(self, taken_down: bytes, samples: int = 0, took_s: float = 0.0) -> None:
+        self.noted_at = time.monotonic()
         self.keeper.note(taken_down, self.cursor.position, samples, took_s)
 
     def _has_room(self, nbytes: int) -> bool:
@@ -459,7 +482,10 @@ class Daemon:
         late = now - self.waiting_since > self.config.learning.max_wait_ms / 1e3
         if late and not self.is_played:
             self._learn()
+        if now - self.newly_since > self.config.learning.max_wait_ms / 1e3:
             self._note_waiting()
+        if self.needs_acknowledgement and now - self.noted_at > PLACE_S and self.keeper.has_room(0):
+            self._note_waiting(place=True)
         self._look_at_disk()
         if (said := getattr(self.source, "said", "")) != self.said:
             self.said = said
@@ -549,7 +575,8 @@ class Daemon:
         self.cursor.n_labels = len(self.label_names)
         self.cursor.telemetry = [self.telemetry.samples, self.telemetry.labelled, self.telemetry.hits]
         self.cursor.governor = self.governor.state()
-        self.cursor.dropped = self.dropped
+        self.cursor.dropped, self.cursor.gone = self.dropped, self.room.gone
+        self.cursor.rehearsal_steps = self.rehearsal_steps
         return self.cursor
 
     def _checkpoint(self, *, wait: bool = False) -> None:

@@ -243,7 +243,7 @@ class Report:
         return None if answer is None or answer >= len(self.label_names) else self.label_names[answer]
 
     def _name(self, label: int) -> str:
-        return self.label_names[label]
+        return self.label_names[label] if label < len(self.label_names) else str(label)
 
     def _show(self, now: float, *, write: bool) -> None:
         self._looked = now

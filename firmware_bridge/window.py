@@ -74,7 +74,7 @@ class Window:
             "seqs": self._seqs[: self._filled].copy(),
             "skip": self._skip,
             "gap": int(self._gap),
-            "last": np.array([] if last is None else [*last.id, last.time_us], np.int64),
+            "last": [] if last is None else [*last.id, last.time_us],  # a clock may have 64 bits without a sign
             **self.counters,
         }
 

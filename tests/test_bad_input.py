@@ -333,7 +333,7 @@ def test_without_a_sound_checkpoint_the_newest_snapshots_weights_go_on(
     blueprint = assembly.blueprint_of(saved.config, saved.task)
     planned = assembly.plan_of(saved.config, saved.task, blueprint)
     fresh = assembly.make_learner(saved.config, saved.task, blueprint, planned, seed=5)
-    revive(fresh, here / "state")
+    assert revive(fresh, here / "state")[1] == len(saved.label_names)
     expected = Deployed(current.read())(x.astype(np.float32))
     np.testing.assert_allclose(fresh.predict(x)[:, : expected.shape[1]], expected, atol=1e-6)
     assert not fresh.predict(x)[:, expected.shape[1] :].any()

@@ -16,6 +16,9 @@ from recordings import LABELS, signals
 from edge_cl.cli import main
 from edge_cl.config import resolve
 from edge_cl.daemon import Daemon
+from edge_cl.keeping import entry
+from edge_cl.keeping.cursor import Cursor
+from edge_cl.keeping.entry import Entry
 from edge_cl.keeping.keeper import Keeper
 from edge_cl.keeping.recovery import recover
 from edge_cl.keeping.room import CROWDED, UNLABELLED, Room, Waiting
@@ -25,6 +28,7 @@ from firmware_bridge.errors import EndOfSource
 from firmware_bridge.inlet import ITEM_BYTES
 from firmware_bridge.registry import SOURCES
 from firmware_bridge.sample import HeldOut, Label, Sample, SampleId, Schema
+from firmware_bridge.window import Window
 
 N = 120
 BEHIND = 30  # samples that a label comes after its own
@@ -189,3 +193,35 @@ def test_a_label_of_any_of_its_rows_is_the_windows(tmp_path: Path) -> None:
     found = room.call(Label(0, 1, 9, 1))
     assert found is not None
     assert (found.sample.label, found.answered, len(room)) == (1, 2, 0)
+
+
+def test_whose_label_has_come_waits_no_more_after_a_recovery() -> None:
+    """Called out of the room, waiting for its step, and another entry noted before that: not to be learnt twice."""
+    room, values = Room(100_000, 5.0), np.zeros(3, np.int16)
+    first = [Waiting(Sample(0, 1, seq, 0, values), None, 0.0) for seq in range(3)]
+    later = [Waiting(Sample(0, 1, 3, 0, values), None, 0.0)]
+    called = Sample(0, 1, 1, 0, values, 2)
+    Entry(entry.wait(first, first[0].sample.id, Cursor())).seat(room)
+    Entry(entry.wait(later, first[0].sample.id, Cursor(waiting=[called]))).seat(room)
+    assert [waiting.sample.seq for waiting in room.all()] == [0, 2, 3]
+    Entry(entry.skip([first[0].sample], Cursor())).seat(room)
+    assert [waiting.sample.seq for waiting in room.all()] == [2, 3]
+
+
+def test_a_clock_of_64_bits_survives_a_checkpoint() -> None:
+    window = Window(4, 4)
+    window.push(Sample(0, 1, 0, 2**63 + 5, np.zeros((2, 3), np.int16)))
+    arrays, plain = Cursor(window=window.state()).state()
+    again = Window(4, 4)
+    again.load_state(Cursor.restored(arrays, json.loads(json.dumps(plain))).window)
+    assert again.push(Sample(0, 1, 1, 2**63 + 9, np.zeros((2, 3), np.int16)))[0].gap is False
+
+
+def test_a_label_out_of_range_costs_nobody_his_place(tmp_path: Path) -> None:
+    state = tmp_path / "s"
+    settings = ("bridge.label_wait_bytes=1 MiB",)
+    Daemon(resolve(None, settings).config, state, source_url="late:x", samples=20).run()
+    spool.leave(state, 0, 1, 3, "77")
+    told = Daemon(resolve(None, settings).config, state, source_url="late:x", once=True).run()
+    assert told["dropped"]["label_out_of_range"] == 1
+    assert told["dropped"]["label_unmatched"] == 0

@@ -48,7 +48,7 @@ def arrays_of(state: Path) -> dict[str, bytes]:
 def meta_of(state: Path) -> dict[str, object]:
     found = CheckpointStore(state).load()
     assert found is not None
-    return {key: value for key, value in found.meta.items() if key not in ("journal", "config")}
+    return {key: value for key, value in found.meta.items() if key not in ("journal", "config", "rehearsal_steps")}
 
 
 def run(state: Path, recording: Path, *overrides: str, samples: int | None = None) -> list[Status]:

@@ -26,7 +26,8 @@ class Cursor:
 
     window: state of a window that is being filled. ahead: observations of that sample not answered yet; waiting:
     answered and labelled ones not learnt yet. n_labels: classes that have a name. consolidated_steps: how many steps
-    the last consolidation came after. telemetry: samples, labelled, hits.
+    the last consolidation came after. telemetry: samples, labelled, hits. gone: who left the waiting room without a
+    label, by reason. rehearsal_steps: as many as a consolidation has time for, as far as that is known.
     """
 
     position: SampleId | None = None
@@ -38,6 +39,8 @@ class Cursor:
     telemetry: list[int] = field(default_factory=lambda: [0, 0, 0])
     governor: dict[str, Any] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
+    gone: dict[str, int] = field(default_factory=dict)
+    rehearsal_steps: int | None = None
 
     def carried_over(self, same_source: bool) -> Cursor:
         """What of it holds for a run on that source or another one: ids and rows are of one source."""
@@ -59,6 +62,8 @@ class Cursor:
             "telemetry": self.telemetry,
             "governor": self.governor,
             "dropped": self.dropped,
+            "gone": self.gone,
+            "rehearsal_steps": self.rehearsal_steps,
         }
 
     @classmethod
@@ -76,6 +81,8 @@ class Cursor:
             telemetry=plain["telemetry"],
             governor=plain["governor"],
             dropped=plain["dropped"],
+            gone=plain.get("gone", {}),
+            rehearsal_steps=plain.get("rehearsal_steps"),
         )
 
 

@@ -33,9 +33,9 @@ def learn(samples: Sequence[Sample], cursor: Cursor, *, most_replayed: int) -> b
     return _pack("learn", cursor, arrays, {"most_replayed": most_replayed})
 
 
-def skip(samples: int, cursor: Cursor) -> bytes:
+def skip(samples: Sequence[Sample], cursor: Cursor) -> bytes:
     """Samples that the governor had no time to learn from."""
-    return _pack("skip", cursor, {}, {"samples": samples})
+    return _pack("skip", cursor, {"ids": np.array([sample.id for sample in samples], np.int64)}, {})
 
 
 def consolidate(cursor: Cursor, *, most_steps: int | None, exam: Mapping[int, tuple[int, float]]) -> bytes:
@@ -44,9 +44,12 @@ def consolidate(cursor: Cursor, *, most_steps: int | None, exam: Mapping[int, tu
     return _pack("consolidate", cursor, {}, {"most_steps": most_steps, "exam": told})
 
 
-def wait(waiting: Sequence[Waiting], oldest: SampleId, cursor: Cursor) -> bytes:
-    """Answered observations that wait for a label from now on; what is older than `oldest` does no more."""
-    return _pack("wait", cursor, *waiting_state(waiting), oldest=list(oldest))
+def wait(waiting: Sequence[Waiting], oldest: SampleId | None, cursor: Cursor) -> bytes:
+    """Answered observations that wait for a label from now on; what is older than `oldest` does no more.
+
+    With nobody it says where the daemon is, and so what of the stream need not come again.
+    """
+    return _pack("wait", cursor, *waiting_state(waiting), oldest=None if oldest is None else list(oldest))
 
 
 class Entry:
@@ -55,7 +58,7 @@ class Entry:
     def __init__(self, body: bytes) -> None:
         self._arrays, self._plain = record.unpack(body)
         self.kind: Kind = self._plain["kind"]
-        self.samples = len(self._arrays["y"]) if self.kind == "learn" else int(self._plain.get("samples", 0))
+        self.samples = len(self._arrays.get("ids", ()))
 
     @property
     def cursor(self) -> Cursor:
@@ -65,12 +68,12 @@ class Entry:
 
     def seat(self, room: Room) -> None:
         """Do to the waiting room what was done to it then."""
-        if self.kind == "learn":
-            room.forget(SampleId(*one) for one in self._arrays["ids"].tolist())
-        elif self.kind == "wait":
-            for waiting in restored_waiting(self._arrays, self._plain):
-                room.enter(waiting)
-            room.forget_before(SampleId(*self._plain["oldest"]))
+        for waiting in restored_waiting(self._arrays, self._plain):
+            room.enter(waiting)
+        if (oldest := self._plain.get("oldest")) is not None:
+            room.forget_before(SampleId(*oldest))
+        room.forget(SampleId(*one) for one in self._arrays.get("ids", np.empty((0, 3), np.int64)).tolist())
+        room.forget(sample.id for sample in self.cursor.waiting)  # their label has come
 
     @property
     def exam(self) -> dict[int, tuple[int, float]]:

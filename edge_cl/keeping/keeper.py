@@ -20,6 +20,7 @@ from edge_cl.settings import StorageSettings
 from edge_cl.storage.checkpoint import CheckpointStore, Saving
 from edge_cl.storage.errors import StorageFault
 from edge_cl.storage.journal import Journal
+from edge_cl.storage.journal_folder import remove
 from edge_cl.storage.state_dir import JOURNAL_NAME
 from firmware_bridge.sample import SampleId
 
@@ -50,9 +51,11 @@ class Keeper:
         self.acknowledged: SampleId | None = None
         self.samples = 0
         self.fault: StorageFault | None = None  # of the last checkpoint
+        self.impatient = False  # whether a source holds back what is not acknowledged
         self._store, self._settings, self._queue_bytes, self._bases = store, settings, queue_bytes, bases
         self._noted: deque[tuple[int, SampleId | None, int]] = deque()
         self._saving: threading.Thread | None = None
+        self._crash: BaseException | None = None
         self._saved = entry  # the last entry that a checkpoint of this run holds
         self._previous = 0  # the one that the other slot holds, as far as this run knows
         self._worked_s, self._written = 0.0, 0
@@ -83,8 +86,10 @@ class Keeper:
         pause_s = settings.checkpoint_every_s if self.fault is None else min(RETRY_S, settings.checkpoint_every_s)
         if self._saving is not None or (self.fault is not None and time.monotonic() - self._saved_at < pause_s):
             return False
+        impatient = self.impatient and not self.has_journal and bool(self._noted)
         return (
             self._bases > 0
+            or (impatient and time.monotonic() - self._saved_at > RETRY_S)
             or time.monotonic() - self._saved_at > pause_s
             or self._worked_s > settings.recovery_s
             or self._written > settings.journal_bytes
@@ -161,6 +166,8 @@ class Keeper:
         if self._saving is not None:
             self._saving.join()
             self._saving = None
+        if self._crash is not None:
+            raise self._crash
 
     def close(self) -> None:
         """Bring all that was noted to the disk, as far as it takes it, and end the threads."""
@@ -176,6 +183,8 @@ class Keeper:
                 self._bases -= 1
             self._saved = self.entry
             self._open_journal()
+            if not self.has_journal and (folder := self._store.folder / JOURNAL_NAME).exists():
+                remove(folder, self.entry, self.entry)  # of a run that had one; both slots hold what is in it
         except StorageFault as exc:
             self.fault = exc
             return
@@ -198,6 +207,9 @@ class Keeper:
             saving.finish()
         except StorageFault as exc:
             self.fault = exc
+            return
+        except BaseException as exc:  # a bug of ours is not to end with this thread
+            self._crash = exc
             return
         self.fault = None
         if self.journal is not None:

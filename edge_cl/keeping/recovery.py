@@ -94,8 +94,10 @@ def recover(state: Path) -> Recovered | None:
     return recovered
 
 
-def revive(learner: OnlineLearner, state: Path) -> str:
-    """Give a new learner the weights of the newest good snapshot, where no checkpoint is sound; which one, in words.
+def revive(learner: OnlineLearner, state: Path) -> tuple[str, int]:
+    """Give a new learner the weights of the newest good snapshot, where no checkpoint is sound.
+
+    Says which one, in words, and how many classes it knows.
 
     What else was known (replay memory, Fisher, exam) is gone. Raises DamagedFile if there is no such snapshot, or none
     that this learner can take.
@@ -112,7 +114,8 @@ def revive(learner: OnlineLearner, state: Path) -> str:
         raise DamagedFile(f"{state}: snapshot {newest.id} is of another model: {exc}", hint=_START_OVER) from exc
     training = newest.manifest["training"]
     learner.go_on_from(used, **{key: training[key] for key in ("learned", "steps", "consolidations")})
-    return f"went on with the weights of snapshot {newest.id} alone: replay memory, Fisher and exam begin anew"
+    told = f"went on with the weights of snapshot {newest.id} alone: replay memory, Fisher and exam begin anew"
+    return told, 0 if network.blueprint.aim else int(used.max(initial=-1)) + 1
 
 
 def bases_for(recovered: Recovered | None, *, changed: bool) -> int:

@@ -53,10 +53,12 @@ def waiting(state: Path) -> Iterator[Left]:
         except FileNotFoundError:
             return
     for file in files:
+        with disk_faults("read", file, rule=NOTHING_CHANGED):
+            content = read_whole(file)
         try:
-            said = json.loads(read_whole(file))
+            said = json.loads(content)
             yield Left(int(said["stream"]), int(said["boot"]), int(said["seq"]), str(said["label"]), file)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             remove(file)
 
 

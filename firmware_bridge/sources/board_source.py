@@ -55,7 +55,8 @@ class BoardSource:
         self._gone_at: float | None = None  # until a frame comes again
         self._there_at = self._retry_at = self._ask_at = self._ack_at = 0.0
         self._silent_s = SILENT_S
-        self._acknowledged: SampleId | None = None
+        self._acknowledged: SampleId | None = None  # by the learner's thread
+        self._told: SampleId | None = None  # by the one that reads
         self.clock = ClockSync()
         self._clock_boot: int | None = None
 
@@ -175,9 +176,10 @@ class BoardSource:
             self._silent_s = min(2 * self._silent_s, MOST_SILENT_S)
         while self._board.answers:
             self._line.send(self._board.answers.popleft())
-        if self._acknowledged is not None and now >= self._ack_at:
-            upto, self._acknowledged = self._acknowledged, None
-            self._line.send(Ack(*upto))
+        upto = self._acknowledged
+        if upto is not None and upto != self._told and now >= self._ack_at:
+            if self._line.send(Ack(*upto)):
+                self._told = upto
             self._ack_at = now + ACK_EVERY_S
         if not self._board.awaits_hello:  # a board that says nothing of itself does not answer either
             self._ask_time()

@@ -86,6 +86,7 @@ class Mqtt:
             raise BadSourceUrl(f"mqtt:{target}: ca needs tls=1, and password needs user", hint=_FORM)
         access = Access(host, port or (8883 if tls else 1883), tls, ca, user, password)
         self._name = f"mqtt://{host}:{access.port}/{self._topic}"
+        self.needs_acknowledgement = session > 0  # the broker holds back what comes after too many that are not safe
         self.can_wait = session > 0  # else the broker sends whether we keep up or not
         self._wait_s, self._most = wait, unacknowledged
         self._decoder = PayloadDecoder(stream)
