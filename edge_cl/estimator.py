@@ -45,7 +45,8 @@ class Estimator:
     def __init__(self, config: Config, shape: tuple[int, ...], *, consolidate_every: int, seed: int) -> None:
         if consolidate_every < 0:
             raise ValueError(f"consolidate_every: must be at least 0 samples (got {consolidate_every})")
-        self.config, self.shape, self.seed = config, shape, seed
+        storage = config.storage.model_copy(update={"durability": "checkpoint"})  # nobody keeps a journal here
+        self.config, self.shape, self.seed = config.model_copy(update={"storage": storage}), shape, seed
         self.consolidate_every, self.since = consolidate_every, 0  # samples, and those since the last consolidation
         self.outputs: dict[Hashable, int] = {}
         self.learner = self._made(shape, n_labels=0)

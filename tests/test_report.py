@@ -15,10 +15,13 @@ from edge_cl import assembly, report
 from edge_cl.config import resolve
 from edge_cl.daemon import Daemon
 from edge_cl.governor import Governor
+from edge_cl.keeping.keeper import Keeper
+from edge_cl.keeping.room import Room
 from edge_cl.publishing.publisher import Publisher
 from edge_cl.report import MOST_EXAM_POINTS, Report
 from edge_cl.service.status import Status, Summary, blank, read_status
 from edge_cl.service.telemetry import Telemetry
+from edge_cl.storage.checkpoint import CheckpointStore
 from firmware_bridge.inlet import Inlet
 from firmware_bridge.registry import make_source
 
@@ -35,6 +38,7 @@ def reporting(folder: Path, recording: Path, seen: list[Status]) -> Iterator[Rep
         planned = assembly.plan_of(config, task, blueprint)
         learner = assembly.make_learner(config, task, blueprint, planned, seed=0)
         inlet = Inlet(source, config.bridge.queue_bytes)
+        keeper = Keeper(CheckpointStore(folder), config.storage, queue_bytes=1024, entry=0, bases=2)
         try:
             yield Report(
                 folder=folder,
@@ -46,11 +50,14 @@ def reporting(folder: Path, recording: Path, seen: list[Status]) -> Iterator[Rep
                 governor=Governor(0.05, config.replay.per_step),
                 inlet=inlet,
                 publisher=Publisher(learner, task, source.schema, config, folder),
+                keeper=keeper,
+                room=Room(0, 1.0),
                 label_names=list(LABELS),
                 dropped=lambda: {"shape": 3},
                 on_status=seen.append,
             )
         finally:
+            keeper.close()
             inlet.close()
 
 

@@ -117,6 +117,7 @@ def test_a_shelf_from_before_there_were_states_reads_as_good(tmp_path: Path) -> 
     for number in ids(shelf):
         folder = shelf.folder / number
         (folder / "state.json").unlink()
+        (folder / "manifest.sha256").unlink()
         manifest = json.loads((folder / "manifest.json").read_text())
         (folder / "manifest.json").write_text(json.dumps({**manifest, "state": "good"}))
     assert states(shelf) == {"000001": "good", "000002": "good"}

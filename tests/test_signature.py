@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from edge_cl.storage.errors import KeyFileError
 from edge_cl.storage.inspection import damage_of
+from edge_cl.storage.published import sum_line
 from edge_cl.storage.shelf import Shelf
 from edge_cl.storage.signature import signer, verifier, write_key_pair
 
@@ -99,6 +100,12 @@ def test_a_signature_is_that_of_rfc_8032(tmp_path: Path) -> None:
     )
 
 
+def rewrite(manifest: Path, content: str) -> None:
+    """As somebody would who means it: with the sum that belongs to it."""
+    manifest.write_text(content)
+    manifest.with_name("manifest.sha256").write_bytes(sum_line(manifest.read_bytes()))
+
+
 def test_a_signed_snapshot_is_sound_and_every_change_of_it_is_not(tmp_path: Path, key: Path) -> None:
     shelf, is_genuine = Shelf(tmp_path, sign=signer(key)), verifier(public(key))
     entry = shelf.publish(b"model", {"labels": ["ok"]})
@@ -110,10 +117,10 @@ def test_a_signed_snapshot_is_sound_and_every_change_of_it_is_not(tmp_path: Path
         entry.path.with_name("manifest.sig").read_bytes(),
         manifest.read_bytes(),
     )
-    manifest.write_text(content.replace('"ok"', '"no"'))
+    rewrite(manifest, content.replace('"ok"', '"no"'))
     assert damage_of(shelf, entry.id) == []  # its own checks cannot see this
     assert damage_of(shelf, entry.id, is_genuine) == ["not signed by this key, or changed since"]
-    manifest.write_text(content)
+    rewrite(manifest, content)
     entry.path.write_bytes(b"other")
     assert "SHA-256 does not match" in damage_of(shelf, entry.id, is_genuine)[0]
 
@@ -122,11 +129,11 @@ def test_an_older_snapshot_under_a_newer_number_is_noticed(tmp_path: Path, key: 
     """A replay: the old one's files, genuine signature and all, in the new one's place."""
     shelf, is_genuine = Shelf(tmp_path, sign=signer(key)), verifier(public(key))
     old, new = shelf.publish(b"old", {}), shelf.publish(b"new", {})
-    for name in ("model.onnx", "manifest.json", "manifest.sig"):
+    for name in ("model.onnx", "manifest.json", "manifest.sha256", "manifest.sig"):
         new.path.with_name(name).write_bytes(old.path.with_name(name).read_bytes())
     assert "not the manifest of 000002" in damage_of(shelf, "000002", is_genuine)[0]
     manifest = new.path.with_name("manifest.json")
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "id": "000002"}))
+    rewrite(manifest, json.dumps({**json.loads(manifest.read_text()), "id": "000002"}))
     assert damage_of(shelf, "000002", is_genuine) == ["not signed by this key, or changed since"]
 
 
