@@ -155,7 +155,7 @@ class Daemon:
         self.newly_since = self.noted_at = time.monotonic()
         self.spooled: dict[Path, int] = {}  # labels that were left, and the entry that keeps what they say
         self.spool_looked = 0.0
-        self.needs_acknowledgement = bool(getattr(self.source, "needs_acknowledgement", False))
+        self.needs_acknowledgement = self.source.needs_acknowledgement
         self.is_played = self.source.can_wait and self.url.partition(":")[0] in PLAYED
         self.said = ""  # by the source: that its device is gone, or back
         self._go_on()
@@ -214,9 +214,8 @@ class Daemon:
     def _waiting_room(self, schema: Schema, recovered: Recovered | None) -> Room:
         """The room for what waits for its label, with those in it that waited when the run before ended."""
         rows = 1 if self.task.window is None else self.task.window[0]
-        of_a_sample = schema.shape[0] if len(schema.shape) > 1 else 1
         bridge = self.config.bridge
-        reach = 1 if rows < 2 else (rows - 2) // of_a_sample + 2  # the first and the last sample may be there in part
+        reach = 1 if rows < 2 else (rows - 2) // schema.rows + 2  # the first and the last sample may be there in part
         room = Room(bridge.label_wait_bytes, bridge.label_wait_s, reach=reach)
         for waiting in recovered.room.all() if recovered else ():
             room.enter(replace(waiting, since_s=time.monotonic()))
@@ -487,9 +486,9 @@ class Daemon:
         if self.needs_acknowledgement and now - self.noted_at > PLACE_S and self.keeper.has_room(0):
             self._note_waiting(place=True)
         self._look_at_disk()
-        if (said := getattr(self.source, "said", "")) != self.said:
-            self.said = said
-            self.report.say(said)
+        if self.source.said != self.said:
+            self.said = self.source.said
+            self.report.say(self.said)
         self.report.tick()
 
     def _look_at_disk(self) -> None:

@@ -91,6 +91,11 @@ class Schema:
     window: tuple[int, int] | None = None
 
     @property
+    def rows(self) -> int:
+        """Rows of one sample: one of shape (n, …) has n, any other is one itself."""
+        return self.shape[0] if len(self.shape) > 1 else 1
+
+    @property
     def nbytes(self) -> int:
         """Bytes of one sample's values."""
         count = 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from firmware_bridge.sample import HeldOut, Label, Sample, SampleId, Schema
 
@@ -16,7 +16,9 @@ class Source(Protocol):
     """Where samples come from; schema, held_out and can_wait are known once open.
 
     can_wait: the producer can be slowed (a recording), so a full queue stops reading; a live producer cannot, so a full
-    queue drops its oldest. counters: samples dropped and faults seen, by reason; every key is there from the start.
+    queue drops its oldest. needs_acknowledgement: the producer holds back what comes after too much that is not safe.
+    said: text of the latest event of the device, as that it is gone. counters: samples dropped and faults seen, by
+    reason; every key is there from the start.
     """
 
     @property
@@ -30,6 +32,14 @@ class Source(Protocol):
     @property
     def can_wait(self) -> bool:
         """Whether the producer can be slowed without loss."""
+
+    @property
+    def needs_acknowledgement(self) -> bool:
+        """Whether the producer waits to hear what is safe."""
+
+    @property
+    def said(self) -> str:
+        """What there last was to say of the device, "" if nothing."""
 
     @property
     def counters(self) -> Mapping[str, int]:
@@ -54,3 +64,38 @@ class Source(Protocol):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the source."""
+
+
+Opened = TypeVar("Opened", bound="SourceBase")
+
+
+class SourceBase:
+    """What most sources have in common: no test split, nobody to tell, and a `with` that opens and closes."""
+
+    held_out: HeldOut | None = None
+    needs_acknowledgement = False
+
+    @property
+    def said(self) -> str:
+        """Nothing."""
+        return ""
+
+    def open(self) -> None:
+        """Open the device."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Let the device go."""
+        raise NotImplementedError
+
+    def acknowledge(self, upto: SampleId) -> None:
+        """Nobody to tell."""
+
+    def __enter__(self: Opened) -> Opened:
+        self.open()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -27,7 +27,8 @@ from edge_cl.storage import spool
 from firmware_bridge.errors import EndOfSource
 from firmware_bridge.inlet import ITEM_BYTES
 from firmware_bridge.registry import SOURCES
-from firmware_bridge.sample import HeldOut, Label, Sample, SampleId, Schema
+from firmware_bridge.sample import Label, Sample, SampleId, Schema
+from firmware_bridge.source import SourceBase
 from firmware_bridge.window import Window
 
 N = 120
@@ -35,11 +36,10 @@ BEHIND = 30  # samples that a label comes after its own
 X, Y = signals(N)
 
 
-class LateLabels:
+class LateLabels(SourceBase):
     """A source whose labels come BEHIND samples late; it goes on behind `after`, and waits for nobody."""
 
     OPTIONS: Mapping[str, Any] = {}
-    held_out: HeldOut | None = None
     can_wait = True
 
     def __init__(self, target: str, *, after: SampleId | None = None) -> None:
@@ -60,20 +60,11 @@ class LateLabels:
     def close(self) -> None:
         """Nothing to close."""
 
-    def acknowledge(self, upto: SampleId) -> None:
-        """Nobody to tell."""
-
     def read(self, timeout_s: float) -> Sample | Label | None:
         try:
             return next(self._items)
         except StopIteration:
             raise EndOfSource("over") from None
-
-    def __enter__(self) -> LateLabels:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 @pytest.fixture(autouse=True)

@@ -22,8 +22,8 @@ from edge_cl.daemon import POLL_S
 from firmware_bridge.errors import EndOfSource
 from firmware_bridge.inlet import ITEM_BYTES, Inlet
 from firmware_bridge.registry import make_source
-from firmware_bridge.sample import HeldOut, Label, Sample, SampleId, Schema
-from firmware_bridge.source import Source
+from firmware_bridge.sample import Label, Sample, Schema
+from firmware_bridge.source import Source, SourceBase
 from firmware_bridge.window import Window
 
 LONGEST_WAIT_S: Final = 0.01  # for an observation; caches are nearly as cold then as after a longer one
@@ -133,17 +133,17 @@ def batch_of(config: Config, task: assembly.Task, schema: Schema, *, can_wait: b
     most, rate_hz = config.learning.batch_size, schema.rate_hz
     if can_wait or not rate_hz:
         return most
-    rows_of_a_sample = schema.shape[0] if len(schema.shape) > 1 else 1
-    rows = rows_of_a_sample if task.window is None else task.window[1]
-    look_s = min(rows_of_a_sample / rate_hz, POLL_S)
+    rows = schema.rows if task.window is None else task.window[1]
+    look_s = min(schema.rows / rate_hz, POLL_S)
     learnt_at_s = look_s * (config.learning.max_wait_ms / 1e3 // look_s + 1)
     return min(most, 1 + int(learnt_at_s * rate_hz / rows))
 
 
-class _Again:
-    """A source that can wait, and at its end begins again with the last samples it had; of others, just silence."""
+class _Again(SourceBase):
+    """A source that can wait, and at its end begins again with the last samples it had; of others, just silence.
 
-    held_out: HeldOut | None = None
+    Nothing is safe here, for a check keeps no sample: so nobody is told.
+    """
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -183,15 +183,3 @@ class _Again:
             return None
         self._last.rotate(-1)
         return self._last[-1]
-
-    def acknowledge(self, upto: SampleId) -> None:
-        """Nothing is safe here: a check keeps no sample."""
-
-    def __enter__(self) -> _Again:
-        self.open()
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

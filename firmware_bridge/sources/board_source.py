@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from types import TracebackType
 
 from firmware_bridge.board import Board
 from firmware_bridge.errors import EndOfSource, SourceLost, SourceUnavailable
 from firmware_bridge.frame import CTRL_SAY_HELLO, Ack, Control, Time
-from firmware_bridge.sample import HeldOut, Label, Sample, SampleId, Schema
+from firmware_bridge.sample import Label, Sample, SampleId, Schema
+from firmware_bridge.source import SourceBase
 from firmware_bridge.sources.line import Line, LineBrokenError
 from firmware_bridge.timesync import ClockSync
 
@@ -28,7 +28,7 @@ RETRY_S = 0.25  # between two attempts to open a line that broke
 ACK_EVERY_S = 1.0
 
 
-class BoardSource:
+class BoardSource(SourceBase):
     """Samples of one stream of the board at the end of a line.
 
     stream: which of the board's streams, default its first. wait: seconds that open() waits for the board's HELLO;
@@ -36,7 +36,6 @@ class BoardSource:
     ever, 0 not at all. after: see make_source.
     """
 
-    held_out: HeldOut | None = None
     can_wait = False
 
     def __init__(
@@ -106,15 +105,6 @@ class BoardSource:
     def acknowledge(self, upto: SampleId) -> None:
         """Tell the board, within a second, that it may forget its samples up to this one."""
         self._acknowledged = upto  # the thread that reads sends it
-
-    def __enter__(self) -> BoardSource:
-        self.open()
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def read(self, timeout_s: float) -> Sample | Label | None:
         """Next sample or late label, None if none came in time, as while the line is away.

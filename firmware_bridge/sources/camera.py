@@ -17,7 +17,6 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,7 +25,8 @@ import numpy as np
 from firmware_bridge.devices import devices
 from firmware_bridge.errors import BadSourceUrl, EndOfSource, SourceLost, SourceUnavailable
 from firmware_bridge.options import one_of, patience, seconds, whole
-from firmware_bridge.sample import HeldOut, Sample, SampleId, Schema
+from firmware_bridge.sample import Sample, SampleId, Schema
+from firmware_bridge.source import SourceBase
 from firmware_bridge.sources.camera_process import (
     END,
     FRAME,
@@ -45,7 +45,7 @@ _START_S = 10.0  # beyond the deadline, for a process to start and OpenCV to be 
 _MOST_SIDE = 0xFFFF
 
 
-class Camera:
+class Camera(SourceBase):
     """Frames of one camera.
 
     width, height: of the frames that come out; one of them follows from the other, both from the camera. fit: crop the
@@ -66,7 +66,6 @@ class Camera:
         "deadline": seconds,
         "reconnect": patience,
     }
-    held_out: HeldOut | None = None
 
     def __init__(
         self,
@@ -86,7 +85,7 @@ class Camera:
         self.can_wait = self._kind == "file"
         self.schema = Schema(name="", dtype="uint8", shape=())
         self.counters = {"overtaken": 0, "hung": 0, "reconnects": 0}
-        self.said = ""
+        self._said = ""
         self._after, self._deadline_s, self._patience_s = after, deadline, reconnect
         self._process: CameraProcess | None = None
         self._is_open = self._is_asked = False
@@ -102,6 +101,11 @@ class Camera:
     def pid(self) -> int | None:
         """The camera's process, if there is one now."""
         return None if self._process is None else self._process.pid
+
+    @property
+    def said(self) -> str:
+        """That the camera is gone, or back."""
+        return self._said
 
     def open(self) -> None:
         """Start the process and learn the frames' shape. Raises SourceUnavailable."""
@@ -124,18 +128,6 @@ class Camera:
         """End the process; a second call does nothing."""
         self._is_open = False
         self._end_process()
-
-    def acknowledge(self, upto: SampleId) -> None:
-        """Nobody to tell."""
-
-    def __enter__(self) -> Camera:
-        self.open()
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def read(self, timeout_s: float) -> Sample | None:
         """Next frame, None if none came in time, as while the camera is gone.
@@ -243,7 +235,7 @@ class Camera:
         gap, self._gap, self._is_asked = self._gap or missed > 0, False, False
         self._silent_since = 0.0
         if self._gone_at is not None:
-            self.said = f"back after {time.monotonic() - self._gone_at:.1f} s"
+            self._said = f"back after {time.monotonic() - self._gone_at:.1f} s"
             self.counters["reconnects"] += 1
             self._gone_at = None
         values = np.frombuffer(message.payload, np.uint8).reshape(self.schema.shape)
@@ -256,7 +248,7 @@ class Camera:
         now = time.monotonic()
         if self._gone_at is None:
             self._gone_at = now
-            self.said = f"gone: {self._name}: {why}"
+            self._said = f"gone: {self._name}: {why}"
         if self._kind == "file":
             if self._died_at == self._next:
                 raise SourceLost(

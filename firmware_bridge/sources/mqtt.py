@@ -20,7 +20,6 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -28,7 +27,8 @@ from firmware_bridge.board import Board
 from firmware_bridge.errors import BadSourceUrl, EndOfSource, SourceLost, SourceUnavailable
 from firmware_bridge.hello import Hello
 from firmware_bridge.options import flag, in_file, patience, seconds, whole, words
-from firmware_bridge.sample import HeldOut, Label, Sample, SampleId, Schema
+from firmware_bridge.sample import Label, Sample, SampleId, Schema
+from firmware_bridge.source import SourceBase
 from firmware_bridge.sources.deliveries import GONE, Deliveries
 from firmware_bridge.sources.mqtt_link import Access, Link, Message
 from firmware_bridge.sources.mqtt_payload import PayloadDecoder, is_hello
@@ -42,7 +42,7 @@ _MAX_EARLY, _MAX_EARLY_BYTES = 256, 4 << 20  # of what waits for it; the bytes a
 AGAIN = object()  # key of a message that was taken in over an earlier connection
 
 
-class Mqtt:
+class Mqtt(SourceBase):
     """Samples of one stream that come on a topic.
 
     client: id at the broker, default this machine's and the topic's. session: seconds that the broker keeps messages
@@ -63,7 +63,6 @@ class Mqtt:
         "user": words,
         "password": in_file,
     }
-    held_out: HeldOut | None = None
 
     def __init__(
         self,
@@ -144,15 +143,6 @@ class Mqtt:
         """The broker will be told, when the source is read or closed, that it need not send those again."""
         with self._lock:
             self._deliveries.safe(upto)
-
-    def __enter__(self) -> Mqtt:
-        self.open()
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def read(self, timeout_s: float) -> Sample | Label | None:
         """Next sample or late label, None if none came in time; a broker that is gone is waited for.

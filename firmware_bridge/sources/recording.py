@@ -10,7 +10,6 @@ import time
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -19,11 +18,12 @@ from firmware_bridge.errors import BadRecording, EndOfSource, SourceLost
 from firmware_bridge.options import name, part, whole
 from firmware_bridge.options import speed as parse_speed
 from firmware_bridge.sample import HeldOut, Sample, SampleId, Schema, Values
+from firmware_bridge.source import SourceBase
 from firmware_bridge.sources.recording_file import RecordingFile, load
 from firmware_bridge.sources.split import ordered, split_by_time
 
 
-class Recording:
+class Recording(SourceBase):
     """Samples of an .npz file in a stated order; seq is the place in that order.
 
     order: file, class (label after label), or the name of a mark in the file such as load_hp; in each the file's order.
@@ -85,18 +85,6 @@ class Recording:
     def close(self) -> None:
         """Let the arrays go; a second call does nothing."""
         self._file = None
-
-    def acknowledge(self, upto: SampleId) -> None:
-        """Nobody to tell."""
-
-    def __enter__(self) -> Recording:
-        self.open()
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def read(self, timeout_s: float) -> Sample | None:
         """Next sample, None if it is not due in time. Raises EndOfSource behind the last one."""

@@ -11,14 +11,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Any
 
 from firmware_bridge.errors import BadSourceUrl, SourceLost, SourceUnavailable
 from firmware_bridge.motor import boot_of
 from firmware_bridge.options import speed as parse_speed
 from firmware_bridge.options import whole
-from firmware_bridge.sample import HeldOut, Label, Sample, SampleId, Schema
+from firmware_bridge.sample import Label, Sample, SampleId, Schema
+from firmware_bridge.source import SourceBase
 from firmware_bridge.sources.serial_port import SerialPort
 
 _BAUD = 921600  # what a real board would need for 22.8 kB/s; a pseudo-terminal does not care
@@ -26,7 +26,7 @@ _HELLO_WAIT_S = 20.0
 _END_WAIT_S = 5.0
 
 
-class Simulated:
+class Simulated(SourceBase):
     """Samples of a simulated board; the only model is motor.
 
     speed: 1 is real time, inf as fast as it is read. samples: the board falls silent after this many frames of its
@@ -35,7 +35,6 @@ class Simulated:
     """
 
     OPTIONS: Mapping[str, Callable[[str], Any]] = {"speed": parse_speed, "samples": whole(1), "seed": whole(0)}
-    held_out: HeldOut | None = None
 
     def __init__(
         self,
@@ -102,18 +101,6 @@ class Simulated:
             process.wait()
         if process.stdout is not None:
             process.stdout.close()
-
-    def acknowledge(self, upto: SampleId) -> None:
-        """Nobody to tell."""
-
-    def __enter__(self) -> Simulated:
-        self.open()
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def read(self, timeout_s: float) -> Sample | Label | None:
         """Next sample, None if none came in time. Raises EndOfSource, SourceLost."""

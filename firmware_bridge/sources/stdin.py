@@ -14,15 +14,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from firmware_bridge.errors import BadSourceUrl, EndOfSource, SourceLost, SourceUnavailable
 from firmware_bridge.options import names, one_of, seconds, shape, speed, whole
-from firmware_bridge.sample import SENSOR_DTYPES, HeldOut, Label, Sample, SampleId, Schema, Values
+from firmware_bridge.sample import SENSOR_DTYPES, Label, Sample, SampleId, Schema, Values
 from firmware_bridge.sequence import SequenceTracker
+from firmware_bridge.source import SourceBase
 from firmware_bridge.sources.text_lines import BadLineError, CsvLines, JsonLines, Row
 
 STDIN = 0
@@ -31,7 +31,7 @@ _READ_BYTES = 65536
 REASONS = ("text", "schema", "range", "nonfinite", "oversize", "label")
 
 
-class Stdin:
+class Stdin(SourceBase):
     """Samples from the lines of standard input.
 
     dtype, shape: of a sample; default float32 and the shape of the first line. labels: names of the classes, separated
@@ -48,7 +48,6 @@ class Stdin:
         "stream": whole(0, 0xFFFF),
         "wait": seconds,
     }
-    held_out: HeldOut | None = None
     can_wait = True
 
     def __init__(
@@ -105,18 +104,6 @@ class Stdin:
         taken, self._input = self._input, None
         if taken is not None:
             os.close(taken)
-
-    def acknowledge(self, upto: SampleId) -> None:
-        """Nobody to tell."""
-
-    def __enter__(self) -> Stdin:
-        self.open()
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def read(self, timeout_s: float) -> Sample | Label | None:
         """Next sample or late label, None if no line came in time. Raises EndOfSource behind the last line."""
