@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -111,7 +111,7 @@ def record(
             lost = exc  # said once what came is safe
     for label in tap.labels:
         if label.id in kept and kept[label.id].label is None:
-            kept[label.id] = _labelled(kept[label.id], label.label)
+            kept[label.id] = replace(kept[label.id], label=label.label)
     tap.check()
     write_recording(out, tap.schema, list(kept.values()))
     labelled = sum(sample.label is not None for sample in kept.values())
@@ -187,10 +187,6 @@ def _url(source: str | None, config: Path | None) -> str:
     if not url.startswith(("mqtt:", "mqtts:")) or "session=" in url:
         return url
     return f"{url}{'&' if '?' in url else '?'}session=0"
-
-
-def _labelled(sample: Sample, label: int) -> Sample:
-    return Sample(*sample.id, sample.time_us, sample.values, label, sample.gap)
 
 
 def _described(sample: Sample, *, values: bool) -> dict[str, Any]:

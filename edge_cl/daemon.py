@@ -114,8 +114,9 @@ class Daemon:
     def _open(self, held: StateDir, stack: ExitStack) -> None:
         """Everything that can refuse, before anything is changed."""
         recovered, damage = None, None
+        store = CheckpointStore(self.path)
         try:
-            recovered = recover(self.path)
+            recovered = recover(self.path, store)
         except DamagedFile as exc:
             damage = exc
         same_source = recovered is not None and recovered.source == _origin(self.url)
@@ -127,9 +128,7 @@ class Daemon:
         blueprint = assembly.blueprint_of(self.config, self.task)
         self.needs_labels = not blueprint.aim
         planned = assembly.plan_of(self.config, self.task, blueprint)
-        store = CheckpointStore(self.path, model=assembly.fingerprint(self.task, blueprint))
-        if damage is None:
-            store.load()  # refuses the state of another model
+        store.claim(assembly.fingerprint(self.task, blueprint))  # refuses the state of another model
         migrate(held)
 
         unchanged = recovered is not None and (recovered.saved.config, recovered.saved.schema) == (self.config, schema)

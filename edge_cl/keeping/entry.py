@@ -8,6 +8,7 @@ might take) is written down, so that a replay decides the same. Must not know wh
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -60,7 +61,7 @@ class Entry:
         self.kind: Kind = self._plain["kind"]
         self.samples = len(self._arrays.get("ids", ()))
 
-    @property
+    @cached_property
     def cursor(self) -> Cursor:
         """Where the daemon was."""
         arrays = {key.removeprefix(_CURSOR): value for key, value in self._arrays.items() if key.startswith(_CURSOR)}

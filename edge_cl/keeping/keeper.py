@@ -82,15 +82,16 @@ class Keeper:
     @property
     def is_due(self) -> bool:
         """Whether a checkpoint is: by time, or because a replay of the journal behind the last one would take long."""
-        settings = self._settings
-        pause_s = settings.checkpoint_every_s if self.fault is None else min(RETRY_S, settings.checkpoint_every_s)
-        if self._saving is not None or (self.fault is not None and time.monotonic() - self._saved_at < pause_s):
+        if self._saving is not None:
             return False
-        impatient = self.impatient and not self.has_journal and bool(self._noted)
+        settings, since_s = self._settings, time.monotonic() - self._saved_at
+        soon_s = min(RETRY_S, settings.checkpoint_every_s)
+        if self.fault is not None:
+            return since_s > soon_s
+        waited_for = self.impatient and not self.has_journal and bool(self._noted)
         return (
             self._bases > 0
-            or (impatient and time.monotonic() - self._saved_at > RETRY_S)
-            or time.monotonic() - self._saved_at > pause_s
+            or since_s > (soon_s if waited_for else settings.checkpoint_every_s)
             or self._worked_s > settings.recovery_s
             or self._written > settings.journal_bytes
         )

@@ -68,14 +68,14 @@ class Recovered:
         return self.saved.learner
 
 
-def recover(state: Path) -> Recovered | None:
-    """What the state directory holds; None if nothing was ever saved there.
+def recover(state: Path, store: CheckpointStore | None = None) -> Recovered | None:
+    """What the state directory holds, by its checkpoints in `store`; None if nothing was ever saved there.
 
     Raises DamagedFile if both slots are damaged, StateDirError if they are a newer edge_cl's, OperatorError if they do
     not say how the learner was configured, StorageFault.
     """
     started = time.perf_counter()
-    store = CheckpointStore(state)
+    store = store or CheckpointStore(state)
     found = store.load()
     if found is None:
         if ShelfReader(state).ids():
@@ -154,12 +154,8 @@ def _apply(recovered: Recovered, number: int, entry: Entry) -> None:
 
 def _leave_out(recovered: Recovered, damage: JournalDamaged) -> None:
     """Go on from the last entry that is sound; a fold cannot go on behind a hole."""
-    batch = recovered.saved.config.learning.batch_size
-    recovered.lost_samples += (damage.lost or 1) * batch
-    at_most = "at most" if damage.lost else "at least"
-    recovered.faults.append(
-        f"{damage}; went on from entry {recovered.entry:,}: {at_most} {recovered.lost_samples:,} samples are lost"
-    )
+    recovered.lost_samples, told = damage.cost(recovered.saved.config.learning.batch_size)
+    recovered.faults.append(f"{damage}; went on from entry {recovered.entry:,}: {told}")
 
 
 def _without_journal(found: Checkpoint, state: Path, diverged: Recovered) -> Recovered:

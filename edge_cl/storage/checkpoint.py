@@ -67,6 +67,7 @@ class CheckpointStore:
         self._model = model
         self._newest: tuple[int, str] | None = None  # generation and slot of the newest sound one
         self._looked = False
+        self._found_model: str | None = None  # of the newest sound one
 
     def load(self) -> Checkpoint | None:
         """The newest sound checkpoint, None if nothing was ever saved; damaged slots are noted in `faults`.
@@ -83,7 +84,8 @@ class CheckpointStore:
             self._newest, self._looked = None, True
             return None
         found = sound[newest]
-        self._check_model(found)
+        self._found_model = found.model
+        self._check_model()
         if faults:
             self.faults.append(f"went on from generation {found.generation} in {newest}")
         self._newest, self._looked = (found.generation, newest), True
@@ -107,6 +109,14 @@ class CheckpointStore:
         slot = SLOTS[1 - SLOTS.index(newest)]
         parts = _unsealed(generation + 1, arrays, meta, model=self._model)
         return Saving(self, Replacement(self.folder / slot, *parts), generation + 1, slot)
+
+    def claim(self, model: str) -> None:
+        """Say, after `load`, whose fingerprint what is saved from now on bears.
+
+        Raises StateDirError if what was loaded is another model's.
+        """
+        self._model = model
+        self._check_model()
 
     def set_aside(self) -> None:
         """Give up what the slots hold: a damaged one stays for a person to look at, as SLOT.damaged.
@@ -141,10 +151,10 @@ class CheckpointStore:
                 faults[slot] = f"{slot} is damaged: {exc}"
         return sound, faults
 
-    def _check_model(self, found: Checkpoint) -> None:
-        if self._model is not None and found.model is not None and found.model != self._model:
+    def _check_model(self) -> None:
+        if self._model is not None and self._found_model is not None and self._found_model != self._model:
             raise StateDirError(
-                f"{self.folder} holds what another model learnt: {found.model} (this one is {self._model})",
+                f"{self.folder} holds what another model learnt: {self._found_model} (this one is {self._model})",
                 hint="go back to the configuration and source it was made with, or name another state directory",
             )
 

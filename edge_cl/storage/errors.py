@@ -103,6 +103,11 @@ class JournalDamaged(StorageError):  # noqa: N818 - it says what happened
         self.number = number
         self.lost = lost
 
+    def cost(self, batch_size: int) -> tuple[int, str]:
+        """So many samples are lost if each entry was a step of `batch_size`; the same in words."""
+        samples = (self.lost or 1) * batch_size
+        return samples, f"{'at most' if self.lost else 'at least'} {samples:,} samples are lost"
+
 
 class TemplateError(StorageError):
     """The message is the child's own, or names the weight that does not fit.

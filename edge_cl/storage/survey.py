@@ -173,8 +173,7 @@ def _foresee(
     lost = "nothing is lost"
     if hole is not None:
         batch = checkpoint.meta.get("config", {}).get("learning", {}).get("batch_size", 1)
-        found.lost_samples = (hole.lost or 1) * batch
-        lost = f"{'at most' if hole.lost else 'at least'} {found.lost_samples:,} samples are lost"
+        found.lost_samples, lost = hole.cost(batch)
     found.recovery = f"goes on from generation {checkpoint.generation} in {newest} and {entries}; {lost}"
 
 
