@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_cl import assembly
+from edge_cl.accounts import dropped, origin
 from edge_cl.budget import Plan
 from edge_cl.config import Config
 from edge_cl.errors import EdgeError
@@ -26,6 +27,7 @@ from edge_cl.heap import give_back, keep
 from edge_cl.keeping import entry
 from edge_cl.keeping.cursor import Cursor
 from edge_cl.keeping.keeper import COMMIT_S, Keeper, slow_disk
+from edge_cl.keeping.left_labels import LeftLabels
 from edge_cl.keeping.recovery import Recovered, bases_for, recover, revive
 from edge_cl.keeping.room import Room, Waiting, waiting_state
 from edge_cl.keeping.saved import described
@@ -36,14 +38,12 @@ from edge_cl.report import Report
 from edge_cl.service.status import Status, Summary
 from edge_cl.service.telemetry import Telemetry
 from edge_cl.signals import Signals
-from edge_cl.storage import spool
 from edge_cl.storage.checkpoint import CheckpointStore
 from edge_cl.storage.errors import DamagedFile, StorageError
 from edge_cl.storage.journal_folder import prepare
 from edge_cl.storage.migration import migrate
 from edge_cl.storage.snapshot import Deployed
 from edge_cl.storage.state_dir import JOURNAL_NAME, StateDir
-from firmware_bridge.decoder import FAULTS
 from firmware_bridge.errors import EndOfSource, SourceLost
 from firmware_bridge.inlet import Inlet
 from firmware_bridge.registry import make_source
@@ -53,18 +53,10 @@ from firmware_bridge.source import Source
 POLL_S = 0.1  # the longest the loop waits for a sample before it looks at signals and clocks
 DISK_POLL_S = 0.01  # between two looks for room in the journal, where the source can wait
 PLACE_S = 1.0  # between two entries, where a source waits to hear how far the daemon has come
-SPOOL_POLL_S = 0.5  # between two looks for labels that a person left
-PERSON = 1  # source of a label
 EXAM_BYTES = 64  # of one class in the entry of a consolidation
 # What the daemon itself lets go, by reason.
 DROPPED = ("shape", "label_out_of_range", "label_unmatched", "no_time_to_learn", "not_journaled")
 PLAYED = ("recording", "simulated")  # faster than anybody makes samples; a broker can wait, too, but not for ever
-# Options of a source that say how it is read, not what it is.
-HOW = {"speed", "samples", "wait", "reconnect", "baud", "framing", "key", "deadline", "tls", "ca", "user", "password"}
-# Counters of the bridge that count no loss: reboots, lines that came back, what was made while nobody listened, frames
-# that came twice or too late (their loss is in wire_lost already), samples that only lost their label, and rows of a
-# test split.
-NOT_DROPPED = {"restarts", "reconnects", "away", "duplicate", "late", "label", "mixed_label", "nonfinite_held_out"}
 
 
 class Daemon:
@@ -101,7 +93,7 @@ class Daemon:
                 why = self._loop()
                 self._checkpoint(wait=True)
                 self._look_at_disk()
-                self._clear_spool()
+                self.left_labels.clear()
                 return self.report.finish(self._test_accuracy(), why)
             except SourceLost as exc:
                 self._checkpoint(wait=True)
@@ -119,7 +111,7 @@ class Daemon:
             recovered = recover(self.path, store)
         except DamagedFile as exc:
             damage = exc
-        same_source = recovered is not None and recovered.source == _origin(self.url)
+        same_source = recovered is not None and recovered.source == origin(self.url)
         self.cursor = Cursor() if recovered is None else recovered.cursor.carried_over(same_source)
         self.source: Source = make_source(self.url, after=self.cursor.position, seed=self.seed)
         stack.enter_context(self.source)
@@ -152,8 +144,6 @@ class Daemon:
         self.room = self._waiting_room(schema, recovered if same_source else None)
         self.newly_waiting: list[Waiting] = []  # in the room, and not in the journal yet
         self.newly_since = self.noted_at = time.monotonic()
-        self.spooled: dict[Path, int] = {}  # labels that were left, and the entry that keeps what they say
-        self.spool_looked = 0.0
         self.needs_acknowledgement = self.source.needs_acknowledgement
         self.is_played = self.source.can_wait and self.url.partition(":")[0] in PLAYED
         self.said = ""  # by the source: that its device is gone, or back
@@ -171,6 +161,7 @@ class Daemon:
             entry=0 if recovered is None else recovered.entry,
             bases=bases_for(recovered, changed=not (unchanged and same_source)),
         )
+        self.left_labels = LeftLabels(self.path, self.keeper)
         self.keeper.impatient = self.needs_acknowledgement
         stack.callback(self.keeper.close)
         self.waiting_since = time.monotonic()
@@ -381,33 +372,9 @@ class Daemon:
         if len(self.cursor.waiting) >= self.config.learning.batch_size:
             self._learn()
 
-    def _look_into_spool(self, now: float) -> None:
-        """Take the labels that a person left, and remove those whose sample has been kept with its label."""
-        if now - self.spool_looked < SPOOL_POLL_S:
-            return
-        self.spool_looked = now
-        for left in spool.waiting(self.path):
-            if left.file in self.spooled:
-                continue
-            number, before = self._class_of(left.label), self.keeper.entry
-            if number is None:
-                self.dropped["label_out_of_range"] += 1
-            else:
-                self._take_label(Label(left.stream, left.boot, left.seq, number, source=PERSON))
-            self.spooled[left.file] = max(self.keeper.entry, before + 1)  # it may have been learnt at once
-        self._clear_spool()
-
-    def _clear_spool(self) -> None:
-        """Remove the labels that a person left, of which the sample has been kept with its label."""
-        for file in [file for file, kept in self.spooled.items() if self.keeper.durable >= kept]:
-            spool.remove(file)
-            del self.spooled[file]
-
-    def _class_of(self, name: str) -> int | None:
-        """The class of a name, or of a number written out."""
-        if name in self.label_names:
-            return self.label_names.index(name)
-        return int(name) if name.isascii() and name.isdigit() and len(name) < 10 else None
+    def _take_left_labels(self, now: float) -> None:
+        unknown = self.left_labels.look(now, self.label_names, self._take_label)  # which counts some itself
+        self.dropped["label_out_of_range"] += unknown
 
     def _learn(self) -> None:
         """A step on what waits: taken down before it is made, noted once it was."""
@@ -476,7 +443,7 @@ class Daemon:
             self._consolidate()
         # What is played always fills the batch, so that the same recording gives the same steps.
         self.room.expire(now)
-        self._try("labels that were left", lambda: self._look_into_spool(now))
+        self._try("labels that were left", lambda: self._take_left_labels(now))
         late = now - self.waiting_since > self.config.learning.max_wait_ms / 1e3
         if late and not self.is_played:
             self._learn()
@@ -586,7 +553,7 @@ class Daemon:
         meta = {
             **described(self.config, self.source.schema),
             "learner": learner,
-            "source": _origin(self.url),
+            "source": origin(self.url),
             "label_names": self.label_names,
             "exam_history": self.report.exam_history,
             **place,
@@ -595,12 +562,8 @@ class Daemon:
         self.keeper.checkpoint({**arrays, **own, **room}, meta, wait=wait)
 
     def _all_dropped(self) -> dict[str, int]:
-        """Samples that did not reach the learner, by reason; the identity of docs/WIRE.md counts each of them once."""
         window = self.window.counters if self.window else {}
-        counters = {**self.inlet.counters, **window, **self.dropped, **self.room.gone}
-        # What a board's line garbled shows as a gap in its numbers, and is in wire_lost.
-        garbled = set(FAULTS) if "wire_lost" in counters else set()
-        return {reason: count for reason, count in counters.items() if reason not in NOT_DROPPED | garbled}
+        return dropped({**self.inlet.counters, **window, **self.dropped, **self.room.gone})
 
     def _wait_for_stop(self) -> None:
         self._complete()
@@ -620,15 +583,3 @@ class Daemon:
         x = held_out.x.astype(np.float32)
         right = Deployed(current.read())(x).argmax(1) == held_out.y
         return float(right.mean())
-
-
-def _origin(url: str) -> str:
-    """What of a source's URL says whose sample ids these are: not how fast or how many.
-
-    A recording's ids are checksums of what it plays and in which order, so it may lie anywhere.
-    """
-    target, _, query = url.partition("?")
-    if target.startswith("recording:"):
-        return "recording"
-    options = sorted(o for o in query.split("&") if o and o.partition("=")[0] not in HOW)
-    return "?".join([target, "&".join(options)]) if options else target

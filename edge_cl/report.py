@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edge_cl.accounts import line_faults
 from edge_cl.budget import Plan
 from edge_cl.config import Config
 from edge_cl.governor import Governor
@@ -33,7 +34,6 @@ from edge_cl.service.status import (
     write_status,
 )
 from edge_cl.service.telemetry import Telemetry, rss_bytes, rss_peak_bytes
-from firmware_bridge.decoder import FAULTS
 from firmware_bridge.inlet import Inlet
 
 EVERY_S = 0.25  # between two looks of a watcher
@@ -179,7 +179,7 @@ class Report:
                 "rss_peak_bytes": rss_peak_bytes(),
                 "received": self.inlet.received,
                 "dropped": dict(self.dropped()),
-                "line_faults": {name: self.inlet.counters[name] for name in FAULTS if name in self.inlet.counters},
+                "line_faults": line_faults(self.inlet.counters),
                 "snapshot": None if current is None else str(current),
                 "snapshot_age_s": self.publisher.age_s,
                 "true_label": None if self.true is None else self._name(self.true),

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 # From the cellar to the roof. A room may import rooms of the floors below it and itself, never its neighbours.
 FLOORS = [
     ["firmware_bridge", "edge_cl.deployment"],
-    ["edge_cl.errors", "edge_cl.units", "edge_cl.yaml_lines", "edge_cl.heap"],
+    ["edge_cl.errors", "edge_cl.units", "edge_cl.yaml_lines", "edge_cl.heap", "edge_cl.accounts"],
     ["edge_cl.settings"],
     ["edge_cl.config", "edge_cl.console"],
     ["edge_cl.learning", "edge_cl.storage", "edge_cl.service", "edge_cl.signals"],
