@@ -5,16 +5,21 @@ Knows names alone: of counters, and of a source URL's options.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from firmware_bridge.decoder import FAULTS
 
 # Options of a source that say how it is read, not what it is.
-HOW = {"speed", "samples", "wait", "reconnect", "baud", "framing", "key", "deadline", "tls", "ca", "user", "password"}
+HOW = {
+    *("speed", "samples", "wait", "reconnect", "baud", "framing", "deadline", "clock"),
+    *("key", "tls", "ca", "user", "password"),
+}
 # Counters of the bridge that count no loss: reboots, lines that came back, what was made while nobody listened, frames
-# that came twice or too late (their loss is in wire_lost already), samples that only lost their label, and rows of a
-# test split.
-NOT_DROPPED = {"restarts", "reconnects", "away", "duplicate", "late", "label", "mixed_label", "nonfinite_held_out"}
+# that came twice or too late (their loss is in wire_lost already), samples that only lost their label, those of another
+# stream that were not wanted beside the first one's, and rows of a test split.
+NOT_DROPPED = {
+    *("restarts", "reconnects", "away", "duplicate", "late", "label", "mixed_label", "surplus", "nonfinite_held_out"),
+}
 
 
 def dropped(counters: Mapping[str, int]) -> dict[str, int]:
@@ -29,11 +34,15 @@ def line_faults(counters: Mapping[str, int]) -> dict[str, int]:
     return {name: counters[name] for name in FAULTS if name in counters}
 
 
-def origin(url: str) -> str:
-    """What of a source's URL says whose sample ids these are: not how fast or how many.
+def origin(urls: Iterable[str]) -> str:
+    """What of the sources' URLs says whose sample ids these are: not how fast or how many.
 
     A recording's ids are checksums of what it plays and in which order, so it may lie anywhere.
     """
+    return " + ".join(map(_origin, urls))
+
+
+def _origin(url: str) -> str:
     target, _, query = url.partition("?")
     if target.startswith("recording:"):
         return "recording"

@@ -31,8 +31,10 @@ from edge_cl.learning.rule import Rule, method_bytes, rows_of_a_step
 from edge_cl.learning.template_learner import TemplateLearner, template_blueprint
 from edge_cl.learning.torch_network import TorchNetwork
 from edge_cl.modules import load_network
+from edge_cl.units import parse_time
 from firmware_bridge.sample import Schema
-from firmware_bridge.window import Window
+from firmware_bridge.source import Source
+from firmware_bridge.windows import Windows
 
 TEMPLATES: dict[str, type[NearestMean]] = {
     "nearest_mean": NearestMean,
@@ -59,22 +61,23 @@ class Task:
     label_names: tuple[str, ...]
     n_outputs: int
     window: tuple[int, int] | None
+    n_streams: int = 1
 
     @property
     def window_bytes(self) -> int:
-        """Bytes of the rows that wait for their window to fill, and of the window handed on."""
-        return 0 if self.window is None else 2 * int(np.prod(self.shape)) * self.dtype.itemsize
+        """Bytes of the rows that wait for their window to fill, stream by stream, and of the window handed on."""
+        return 0 if self.window is None else (1 + self.n_streams) * int(np.prod(self.shape)) * self.dtype.itemsize
 
 
-def task_of(config: Config, schema: Schema) -> Task:
-    """The task that a source sets under this configuration.
+def task_of(config: Config, schema: Schema, n_streams: int = 1) -> Task:
+    """The task that a source of so many streams sets under this configuration.
 
     Raises OperatorError if there are more classes than model.max_classes, or samples of which no window can be made.
     """
     window = _window_of(config, schema)
     shape = schema.shape if window is None else (window[0], *(schema.shape[-1:] or (1,)))
     if config.model.kind in SELF_SUPERVISED:
-        return Task(shape, np.dtype(schema.dtype), (), 1, window)
+        return Task(shape, np.dtype(schema.dtype), (), 1, window, n_streams)
     names = config.labels or schema.label_names
     most = config.model.max_classes
     n_outputs = max(DEFAULT_CLASSES, len(names)) if most == "auto" else most
@@ -84,7 +87,7 @@ def task_of(config: Config, schema: Schema) -> Task:
             f"{schema.name} (got {n_outputs})",
             hint=f"set model.max_classes to {max(len(names), len(schema.label_names))} or more, or to auto",
         )
-    return Task(shape, np.dtype(schema.dtype), tuple(names), n_outputs, window)
+    return Task(shape, np.dtype(schema.dtype), tuple(names), n_outputs, window, n_streams)
 
 
 def _window_of(config: Config, schema: Schema) -> tuple[int, int] | None:
@@ -94,21 +97,39 @@ def _window_of(config: Config, schema: Schema) -> tuple[int, int] | None:
     if length is None:
         return None
     suggested = schema.window or (0, 0)
-    length = suggested[0] if length == "auto" else length
-    stride = (suggested[1] or length) if stride in ("auto", None) else stride
+    length = suggested[0] if length == "auto" else _rows_in("length", length, schema)
+    stride = (suggested[1] or length) if stride in ("auto", None) else _rows_in("stride", stride, schema)
     if len(schema.shape) > 2:
         raise OperatorError(
             f"window.length: samples of shape {schema.shape} have no rows to make windows of (got {length})",
             hint="set window.length and window.stride to null or auto",
         )
-    assert isinstance(length, int)
-    assert isinstance(stride, int)
     return length, stride
 
 
-def make_window(task: Task, schema: Schema) -> Window | None:
-    """The window that makes observations of samples, None where samples are observations."""
-    return None if task.window is None else Window(*task.window, rate_hz=schema.rate_hz)
+def _rows_in(name: str, told: int | str | None, schema: Schema) -> int:
+    """Rows that a setting of the window asks for, which may be told as a time."""
+    if isinstance(told, int):
+        return told
+    assert isinstance(told, str)
+    if not schema.rate_hz:
+        raise OperatorError(
+            f"window.{name}: a time needs a source that says its rows per second (got {told}, {schema.name} says none)",
+            hint="give a number of rows, or have the source say rate_hz",
+        )
+    rows = round(parse_time(told) * schema.rate_hz)
+    if rows < 1:
+        raise OperatorError(
+            f"window.{name}: must be one row at least, {1e3 / schema.rate_hz:g} ms at {schema.rate_hz:g} rows a second "
+            f"(got {told})",
+            hint="make it longer",
+        )
+    return rows
+
+
+def make_windows(task: Task, source: Source) -> Windows | None:
+    """The windows that make observations of an open source's samples, None where samples are observations."""
+    return None if task.window is None else Windows(*task.window, lambda stream: source.schema_of(stream).rate_hz)
 
 
 def blueprint_of(config: Config, task: Task) -> Outline:

@@ -34,6 +34,7 @@ from edge_cl.cli_state import purge, state_app
 from edge_cl.console import DEFAULT_STATE, AsJson, ConfigFile, Overrides, SourceUrl, StateDir, data, draw, say
 from edge_cl.errors import ConfigError, Exit
 from edge_cl.exits import explain
+from edge_cl.intake import urls_of
 from edge_cl.service.dashboard import plan_table, render
 from edge_cl.service.status import Status, Summary, blank
 from edge_cl.service.summary import summary
@@ -101,7 +102,7 @@ def run(
     On a terminal it shows a dashboard, elsewhere JSON lines.
     """
     settings = _settings(config, overrides)
-    url = source or settings.source
+    urls = urls_of(source or settings.source)
     signals = Signals().install()  # before the seconds that torch takes to load
     from edge_cl.daemon import Daemon
 
@@ -109,7 +110,7 @@ def run(
     daemon = Daemon(
         settings,
         state,
-        source_url=url if speed is None else _with_speed(url, speed),
+        source_url=urls if speed is None else [_with_speed(url, speed) for url in urls],
         seed=seed,
         once=once,
         samples=samples,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,11 +15,11 @@ from rich.table import Table
 from edge_cl import config as configuration
 from edge_cl.console import AsJson, ConfigFile, SourceUrl, data, draw, say
 from edge_cl.errors import Exit, NoSample
+from edge_cl.intake import named, source_of, urls_of
 from edge_cl.recorder import write_recording
 from firmware_bridge.devices import devices
 from firmware_bridge.errors import EndOfSource, SourceLost
 from firmware_bridge.inlet import ITEM_BYTES, Inlet
-from firmware_bridge.registry import make_source
 from firmware_bridge.sample import Label, Sample, Schema
 
 bridge_app = typer.Typer(help="See what is plugged in, watch its samples, record them.", no_args_is_help=True)
@@ -66,7 +66,7 @@ def tail(
     """
     came: deque[float] = deque(maxlen=RATE_OVER)
     told: dict[str, int] = {}
-    with _Tap(_url(source, config), samples, timeout) as tap:
+    with _Tap(source, config, samples, timeout) as tap:
         for sample in tap:
             came.append(time.monotonic())
             if as_json:
@@ -101,7 +101,7 @@ def record(
     """
     kept: dict[tuple[int, int, int], Sample] = {}
     lost: SourceLost | None = None
-    with _Tap(_url(source, config), samples, timeout) as tap:
+    with _Tap(source, config, samples, timeout) as tap:
         try:
             for sample in tap:
                 kept[sample.id] = sample
@@ -127,9 +127,13 @@ def record(
 class _Tap:
     """An open source behind its inlet, read until enough samples came, none comes any more, or Ctrl-C."""
 
-    def __init__(self, url: str, most: int | None, timeout_s: float | None) -> None:
-        self._url, self._most, self._timeout_s = url, most, timeout_s
-        self._source = make_source(url)
+    def __init__(
+        self, source: Sequence[str] | None, config: Path | None, most: int | None, timeout_s: float | None
+    ) -> None:
+        settings = configuration.resolve(configuration.chosen(config), ()).config
+        self._urls = [_as_guest(url) for url in urls_of(source or settings.source)]
+        self._most, self._timeout_s = most, timeout_s
+        self._source = source_of(settings, self._urls)
         self._final: dict[str, int] | None = None
         self.labels: list[Label] = []
         self.taken = 0
@@ -173,7 +177,7 @@ class _Tap:
     @property
     def silence(self) -> str:
         """What there is to say if none came."""
-        return f"{self._url}: no sample came"
+        return f"{named(self._urls)}: no sample came"
 
     def check(self) -> None:
         """Raise NoSample if none came."""
@@ -181,9 +185,8 @@ class _Tap:
             raise NoSample(self.silence, hint="edge-cl bridge list shows what is plugged in")
 
 
-def _url(source: str | None, config: Path | None) -> str:
+def _as_guest(url: str) -> str:
     """The source to look at; a broker as a guest, so that a daemon keeps its session and what waits for it."""
-    url = source or configuration.resolve(configuration.chosen(config), ()).config.source
     if not url.startswith(("mqtt:", "mqtts:")) or "session=" in url:
         return url
     return f"{url}{'&' if '?' in url else '?'}session=0"

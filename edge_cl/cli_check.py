@@ -15,6 +15,7 @@ from rich.text import Text
 from edge_cl import config as configuration
 from edge_cl.console import AsJson, ConfigFile, Overrides, SourceUrl, data, draw, say
 from edge_cl.errors import Exit
+from edge_cl.intake import urls_of
 from edge_cl.units import format_bytes
 
 if TYPE_CHECKING:
@@ -41,15 +42,15 @@ def check(
     file = configuration.chosen(config)
     say(f"config: {file or 'built-in defaults'}")
     settings = configuration.resolve(file, overrides or ()).config
-    url = source or settings.source
+    urls = urls_of(source or settings.source)
     with _progress() as tell:
         tell("torch")
         from edge_cl.check.measure import measure, plan
 
         if only_plan:
-            found = plan(settings, source_url=url)
+            found = plan(settings, source_url=urls)
         else:
-            found = measure(settings, state=state, source_url=url, tell=tell)
+            found = measure(settings, state=state, source_url=urls, tell=tell)
     if as_json:
         data(_plain(found))
     else:

@@ -25,8 +25,8 @@ StateDir = Annotated[
     Path, typer.Option("--state", metavar="DIR", help="Where the learner's state and its snapshots are kept.")
 ]
 SourceUrl = Annotated[
-    str | None,
-    typer.Option("--source", metavar="URL", help="Where samples come from, instead of the file's source."),
+    list[str] | None,
+    typer.Option("--source", metavar="URL", help="Where samples come from, instead of the file's; may be repeated."),
 ]
 DEFAULT_STATE: Final = Path("edge-cl-state")
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable; the last line is one JSON object.")]

@@ -24,6 +24,7 @@ from edge_cl.config import Config
 from edge_cl.errors import EdgeError
 from edge_cl.governor import Governor, LeastWork
 from edge_cl.heap import give_back, keep
+from edge_cl.intake import Urls, named, source_of, urls_of
 from edge_cl.keeping import entry
 from edge_cl.keeping.cursor import Cursor
 from edge_cl.keeping.keeper import COMMIT_S, Keeper, slow_disk
@@ -46,7 +47,6 @@ from edge_cl.storage.snapshot import Deployed
 from edge_cl.storage.state_dir import JOURNAL_NAME, StateDir
 from firmware_bridge.errors import EndOfSource, SourceLost
 from firmware_bridge.inlet import Inlet
-from firmware_bridge.registry import make_source
 from firmware_bridge.sample import Label, Sample, Schema
 from firmware_bridge.source import Source
 
@@ -56,7 +56,7 @@ PLACE_S = 1.0  # between two entries, where a source waits to hear how far the d
 EXAM_BYTES = 64  # of one class in the entry of a consolidation
 # What the daemon itself lets go, by reason.
 DROPPED = ("shape", "label_out_of_range", "label_unmatched", "no_time_to_learn", "not_journaled")
-PLAYED = ("recording", "simulated")  # faster than anybody makes samples; a broker can wait, too, but not for ever
+PLAYED = {"recording", "simulated"}  # faster than anybody makes samples; a broker can wait, too, but not for ever
 
 
 class Daemon:
@@ -67,7 +67,7 @@ class Daemon:
         config: Config,
         state: Path,
         *,
-        source_url: str | None = None,
+        source_url: Urls | None = None,
         seed: int = 0,
         once: bool = False,
         samples: int | None = None,
@@ -75,7 +75,7 @@ class Daemon:
         signals: Signals | None = None,
     ) -> None:
         self.config, self.path, self.seed = config, state, seed
-        self.url = source_url or config.source
+        self.urls = urls_of(source_url or config.source)
         self.once, self.most_samples = once, samples
         self.signals = signals or Signals()
         self.on_status = on_status
@@ -111,12 +111,14 @@ class Daemon:
             recovered = recover(self.path, store)
         except DamagedFile as exc:
             damage = exc
-        same_source = recovered is not None and recovered.source == origin(self.url)
+        same_source = recovered is not None and recovered.source == origin(self.urls)
         self.cursor = Cursor() if recovered is None else recovered.cursor.carried_over(same_source)
-        self.source: Source = make_source(self.url, after=self.cursor.position, seed=self.seed)
+        self.source: Source = source_of(
+            self.config, self.urls, after=list(self.cursor.positions.values()), floor=self.cursor.floor, seed=self.seed
+        )
         stack.enter_context(self.source)
         schema = self.source.schema
-        self.task = assembly.task_of(self.config, schema)
+        self.task = assembly.task_of(self.config, schema, len(self.source.streams))
         blueprint = assembly.blueprint_of(self.config, self.task)
         self.needs_labels = not blueprint.aim
         planned = assembly.plan_of(self.config, self.task, blueprint)
@@ -132,11 +134,11 @@ class Daemon:
             prepare(self.path / JOURNAL_NAME, 0)  # nothing of it may be applied to weights that it made
             store.set_aside()
             self.cursor.consolidated_steps = self.learner.steps
-        self.window = assembly.make_window(self.task, schema)
+        self.window = assembly.make_windows(self.task, self.source)
         self.telemetry = Telemetry(self.config.budget.step_ms, self.config.budget.predict_ms)
         most_replayed = self.config.replay.per_step if self.learner.replay.capacity else 0
         self.governor = Governor(self.config.budget.step_ms / 1e3, most_replayed)
-        self.recorded, self.least_work = self.url.startswith("recording:"), LeastWork()
+        self.recorded, self.least_work = all(url.startswith("recording:") for url in self.urls), LeastWork()
         self.label_names = list(self.task.label_names)
         self.rehearsal_steps: int | None = None  # as many as budget.consolidation_ms allows, once one was timed
         self.rehearsal_step_ms = inf
@@ -145,7 +147,7 @@ class Daemon:
         self.newly_waiting: list[Waiting] = []  # in the room, and not in the journal yet
         self.newly_since = self.noted_at = time.monotonic()
         self.needs_acknowledgement = self.source.needs_acknowledgement
-        self.is_played = self.source.can_wait and self.url.partition(":")[0] in PLAYED
+        self.is_played = self.source.can_wait and {url.partition(":")[0] for url in self.urls} <= PLAYED
         self.said = ""  # by the source: that its device is gone, or back
         self._go_on()
         self.ends_at = None if self.most_samples is None else self.telemetry.samples + self.most_samples
@@ -167,7 +169,7 @@ class Daemon:
         self.waiting_since = time.monotonic()
         self.report = Report(
             folder=self.path,
-            url=self.url,
+            url=named(self.urls),
             config=self.config,
             planned=planned,
             learner=self.learner,
@@ -263,7 +265,7 @@ class Daemon:
 
     def _take(self, sample: Sample) -> None:
         """One sample from the bridge: make observations of it, answer each, and learn when a batch is full."""
-        self.cursor.position = sample.id
+        self.cursor.take(sample.id)
         self.cursor.ahead += self._observations(sample)
         self._answer_ahead()
 
@@ -412,7 +414,7 @@ class Daemon:
 
     def _note(self, taken_down: bytes, samples: int = 0, took_s: float = 0.0) -> None:
         self.noted_at = time.monotonic()
-        self.keeper.note(taken_down, self.cursor.position, samples, took_s)
+        self.keeper.note(taken_down, self.inlet.taken, samples, took_s)
 
     def _has_room(self, nbytes: int) -> bool:
         """Whether the journal has room for so many bytes; a source that can wait is made to, if the disk is but slow.
@@ -459,7 +461,7 @@ class Daemon:
 
     def _look_at_disk(self) -> None:
         """Acknowledge what has become durable, save when that is due, and say if the disk refuses."""
-        if self.keeper.poll() and self.keeper.acknowledged is not None:
+        if self.keeper.poll():
             self.source.acknowledge(self.keeper.acknowledged)
         if self.keeper.is_due:
             self._checkpoint()
@@ -536,6 +538,7 @@ class Daemon:
 
     def _here(self) -> Cursor:
         """Where the daemon is in its stream."""
+        self.cursor.floor = self.source.floor
         self.cursor.window = self.window.state() if self.window else {}
         self.cursor.n_labels = len(self.label_names)
         self.cursor.telemetry = [self.telemetry.samples, self.telemetry.labelled, self.telemetry.hits]
@@ -551,9 +554,9 @@ class Daemon:
         room, who = waiting_state(self.room.all())
         own, place = self._here().state()
         meta = {
-            **described(self.config, self.source.schema),
+            **described(self.config, self.source.schema, self.task.n_streams),
             "learner": learner,
-            "source": origin(self.url),
+            "source": origin(self.urls),
             "label_names": self.label_names,
             "exam_history": self.report.exam_history,
             **place,

@@ -9,13 +9,27 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from edge_cl.units import parse_bytes, parse_duration
+from edge_cl.units import parse_bytes, parse_duration, parse_time
 
 
 def _rows(value: object) -> object:
     if value is None or value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
         return value
-    raise ValueError("must be auto, null, or a whole number of rows, 1 or more")
+    if isinstance(value, str) and value.endswith("s"):
+        parse_time(value)
+        return value
+    raise ValueError("must be auto, null, a whole number of rows, 1 or more, or a time such as 500 ms or 2 s")
+
+
+def _urls(value: object) -> object:
+    if isinstance(value, str) and value:
+        return value
+    if not isinstance(value, (list, tuple)) or not value or not all(isinstance(url, str) and url for url in value):
+        raise ValueError("must be a source, such as serial:///dev/ttyUSB0, or a list of several")
+    twice = next((url for index, url in enumerate(value) if url in value[:index]), None)
+    if twice is not None:
+        raise ValueError(f"every source may be there once, {twice} is there twice")
+    return tuple(value)
 
 
 def _classes(value: object) -> object:
@@ -45,9 +59,25 @@ def _quantity(unit: str) -> WithJsonSchema:
 
 
 Rows = Annotated[
-    int | Literal["auto"] | None,
+    int | str | None,
     BeforeValidator(_rows),
-    WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "null"}, {"type": "integer", "minimum": 1}]}),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"const": "auto"},
+                {"type": "null"},
+                {"type": "integer", "minimum": 1},
+                {"type": "string", "pattern": r"^[0-9.]+ ?(ms|s)$"},
+            ]
+        }
+    ),
+]
+Sources = Annotated[
+    str | tuple[str, ...],
+    BeforeValidator(_urls),
+    WithJsonSchema(
+        {"anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
+    ),
 ]
 Classes = Annotated[
     int | Literal["auto"],
@@ -79,12 +109,14 @@ class WindowSettings(Group):
 
     length: Rows = Field(
         default="auto",
-        description="Rows in one observation; auto: as the source suggests; null: a sample is an observation as it is. "
-        "Longer sees slower patterns, answers later, and every replay sample takes as many times the bytes.",
+        description="Rows in one observation, or a time such as '2 s' if the source says its rate; auto: as the source "
+        "suggests; null: a sample is an observation as it is. Longer sees slower patterns, answers later, and every "
+        "replay sample takes as many times the bytes.",
     )
     stride: Rows = Field(
         default="auto",
-        description="Rows from one window's start to the next; auto: as the source suggests; null: no windows. "
+        description="Rows from one window's start to the next, or a time; auto: as the source suggests; null: no "
+        "windows. "
         "Larger means fewer observations to learn from and less work.",
     )
 
@@ -473,6 +505,14 @@ class BridgeSettings(Group):
         description="Bytes of samples that may wait for the learner, or a text such as '1 MiB'. More rides out longer "
         "pauses; counts in the memory budget. When full, a live source loses its oldest sample, a recording waits.",
     )
+    align_ms: Milliseconds | None = Field(
+        default=None,
+        gt=0,
+        le=3_600_000,
+        description="Milliseconds that samples of several streams may lie apart and yet be one sample, with their "
+        "channels side by side; the first stream sets the times. null: each is a sample of its own. More finds a "
+        "partner more often, and a less fitting one. What waits for one has a part of queue_bytes.",
+    )
     label_wait_bytes: Annotated[Bytes, Field(ge=0, le=2**40)] = Field(
         default=0,
         description="Bytes of samples that may wait for a label that comes later (a LABEL frame, `edge-cl label`), or "
@@ -491,9 +531,10 @@ class BridgeSettings(Group):
 class Config(Group):
     """All settings of one daemon."""
 
-    source: Annotated[str, Field(strict=True, min_length=1)] = Field(
+    source: Sources = Field(
         default="simulated:motor",
-        description="Where samples come from: simulated:motor, recording:PATH.npz, or serial:///dev/ttyUSB0?baud=115200",
+        description="Where samples come from: simulated:motor, recording:PATH.npz, or serial:///dev/ttyUSB0?baud=115200;"
+        " or a list of several, each a stream of its own, or, with bridge.align_ms, all of them one sample.",
     )
     labels: Names = Field(
         default=None,

@@ -53,6 +53,19 @@ def parse_duration(value: object, unit: str) -> float:
     raise ValueError(f"has no such unit as '{_cut(given)}': it is given in {unit}")
 
 
+def parse_time(text: str) -> float:
+    """Seconds of a text such as '500 ms' or '2 s'. Raises ValueError with the rule if it is none, or not above 0.
+
+    >>> parse_time("500 ms"), parse_time("2 s")
+    (0.5, 2.0)
+    """
+    rule = "a time above 0 with its unit, ms or s, such as '500 ms'"
+    number, unit = _split(text, rule)
+    if unit not in ("ms", "s") or number <= 0:
+        raise ValueError(f"must be {rule}")
+    return number * SECONDS[unit]
+
+
 def format_bytes(n_bytes: float) -> str:
     """A size for a person, in powers of 1024, with three digits.
 

@@ -85,7 +85,7 @@ class ReplayFloor:
 
     def state(self) -> dict[str, list[int]]:
         """All of it, for JSON: {"kind:stream": [boot, count]}."""
-        return {f"{kind}:{stream}": list(height) for (kind, stream), height in sorted(self._highest.items())}
+        return {f"{kind}:{stream}": list(height) for (kind, stream), height in sorted(list(self._highest.items()))}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a state of before; never lowers. Raises ValueError if it is not one."""

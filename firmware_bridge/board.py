@@ -1,4 +1,4 @@
-"""The far end of any line: what a board says becomes the samples and labels of one of its streams.
+"""The far end of any line: what a board says becomes the samples and labels of one or more of its streams.
 
 Bytes go in, samples and labels come out, and so does what the host should answer. Does no I/O; knows no port, no
 socket and no clock: whoever has those feeds it.
@@ -11,9 +11,9 @@ made = handed out + wire_lost + restart_lost + away.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from firmware_bridge.errors import SourceLost, SourceUnavailable
 from firmware_bridge.frame import (
@@ -29,10 +29,11 @@ from firmware_bridge.frame import (
 )
 from firmware_bridge.hello import Hello
 from firmware_bridge.sample import Label, Sample, SampleId, Schema
-from firmware_bridge.sequence import SequenceTracker
+from firmware_bridge.sequence import COUNTERS, SequenceTracker
 
 # Kept while waiting for HELLO; a board that sent so much without one, while it was asked again and again, has none.
 MAX_EARLY_BYTES = 2 << 20
+_UNKNOWN = Schema(name="", dtype="uint8", shape=())
 _EVENT_BYTES = 512  # what CPython spends on an event beside its values
 
 
@@ -51,20 +52,36 @@ class Decoder(Protocol):
     def cut(self) -> None:
         """The line broke: what comes next begins a frame."""
 
+    def floor(self) -> dict[str, list[int]]:
+        """Replay floor, for JSON."""
+
+    def set_floor(self, state: Mapping[str, Any]) -> None:
+        """Go on from a floor of before."""
+
+
+class _Stream:
+    """A stream that is listened to: what its samples look like, and which came."""
+
+    def __init__(self, after: SampleId | None) -> None:
+        self.schema = _UNKNOWN
+        self.tracker = SequenceTracker(None if after is None else (after.boot, after.seq))
+        self.gap = False  # before the next sample, known from what the board said and not from that sample's number
+        self.is_over = False
+
 
 class Board:
-    """One stream of a board; `name` is what errors call the board.
+    """Streams of a board; `name` is what errors call the board.
 
-    stream: which of the board's streams, None its first. after: see make_source. schema is known when is_known.
+    streams: which of the board's streams, none named: its first. after: see make_source. schema, that of the first of
+    them, and schemas are known when is_known. boot: the board's present one, as far as it is known.
     ready: samples and labels to hand out. answers: what the host should send. ended: why no more will come, or None.
     said: text of the board's last LOG, or of what happened to its line. stats: what it counts itself, if it tells.
     times: its answers to TIME, for whoever asked.
     """
 
     def __init__(
-        self, name: str, decoder: Decoder, *, stream: int | None = None, after: SampleId | None = None
+        self, name: str, decoder: Decoder, *, streams: Sequence[int] = (), after: Sequence[SampleId] = ()
     ) -> None:
-        self.schema = Schema(name="", dtype="uint8", shape=())
         self.is_known = False
         self.ready: deque[Sample | Label] = deque()
         self.answers: deque[Event] = deque()
@@ -72,31 +89,47 @@ class Board:
         self.said = ""
         self.stats: Stats | None = None
         self.times: deque[Time] = deque()
-        self.stream = stream
-        self._name, self._decoder = name, decoder
-        self._tracker = SequenceTracker(None if after is None else (after.boot, after.seq))
+        self.boot: int | None = after[-1].boot if after else None
+        self._name, self._decoder, self._after = name, decoder, after
+        self._heard: dict[int, _Stream] = {}
+        self._is_told_apart = len(streams) > 1  # of one alone all of `after` is
+        for stream in streams:
+            self._listen_to(stream)
         self._other_streams = 0
-        self._gap = False  # before the next sample, known from what the board said and not from that sample's number
         self._hello: Hello | None = None
         self._greeted = False
-        self._announced = False  # whether the schema is a HELLO's
+        self._announced = False  # whether the schemas are a HELLO's
         self._early: list[Event] = []
         self._early_bytes = 0
 
     @property
-    def counters(self) -> Mapping[str, int]:
-        """Faults of frames by reason, and what the sequence numbers tell of samples."""
-        return {**self._decoder.counters, **self._tracker.counters, "other_stream": self._other_streams}
+    def streams(self) -> tuple[int, ...]:
+        """Those that are listened to, in the order named; none before its first is known where none was named."""
+        return tuple(self._heard)
 
     @property
-    def boot(self) -> int | None:
-        """The board's present boot, as far as it is known."""
-        return self._hello.boot if self._tracker.boot is None and self._hello is not None else self._tracker.boot
+    def schemas(self) -> Mapping[int, Schema]:
+        """What the samples of each look like."""
+        return {stream: heard.schema for stream, heard in self._heard.items()}
+
+    @property
+    def schema(self) -> Schema:
+        """What the samples of the first look like."""
+        return next((heard.schema for heard in self._heard.values()), _UNKNOWN)
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """Faults of frames by reason, and what the sequence numbers tell of samples; a restart is one of them all."""
+        total = dict.fromkeys(COUNTERS, 0)
+        for heard in self._heard.values():
+            for reason, count in heard.tracker.counters.items():
+                total[reason] = max(total[reason], count) if reason == "restarts" else total[reason] + count
+        return {**self._decoder.counters, **total, "other_stream": self._other_streams}
 
     @property
     def awaits_hello(self) -> bool:
         """Whether no HELLO came since the line is there, or since the board started anew."""
-        boots = (self._tracker.boot, None if self._hello is None else self._hello.boot)
+        boots = (self.boot, None if self._hello is None else self._hello.boot)
         return not self._greeted or (None not in boots and boots[0] != boots[1])
 
     @property
@@ -136,18 +169,21 @@ class Board:
             self._early_bytes += _EVENT_BYTES + (event.values.nbytes if isinstance(event, Sample) else 0)
 
     def settle(self) -> bool:
-        """Take the schema from the first sample, for want of a HELLO; False if none came."""
+        """Take the schemas from the first samples, for want of a HELLO; False if a stream that is wanted sent none."""
+        first: dict[int, Sample] = {}
         for event in self._early:
-            if isinstance(event, Sample) and self.stream in (None, event.stream):
-                schema = Schema(f"stream {event.stream}", event.values.dtype.name, event.values.shape)
-                self._know(event.stream, schema)
-                return True
-        return False
+            if isinstance(event, Sample) and (event.stream in self._heard or not (self._heard or first)):
+                first.setdefault(event.stream, event)
+        if not first or not self._heard.keys() <= first.keys():
+            return False
+        self._know({n: Schema(f"stream {n}", one.values.dtype.name, one.values.shape) for n, one in first.items()})
+        return True
 
     def line_broke(self) -> None:
         """What comes next comes over a new line, and what is missing until then was made while nobody listened."""
         self._decoder.cut()
-        self._tracker.absent()
+        for heard in self._heard.values():
+            heard.tracker.absent()
         self._greeted = False
         self.answers.clear()
 
@@ -155,32 +191,44 @@ class Board:
         """A HELLO may be repeated; one that says something else means that samples no longer mean what they meant."""
         if not self.is_known:
             self._choose(hello)
-        elif not self._is_as_before(hello):
+        elif self._changed(hello) is not None:
             raise SourceLost(
-                f"{self._name}: the board now announces another schema for stream {self.stream}",
+                f"{self._name}: the board now announces another schema for stream {self._changed(hello)}",
                 hint="was its firmware changed? start again to take the new schema",
             )
         if hello != self._hello or not self._greeted:
             self.answers.append(agreement(hello))
         self._hello, self._greeted = hello, True
+        if self.boot is None:
+            self.boot = hello.boot
 
     def _choose(self, hello: Hello) -> None:
-        stream = min(hello.streams) if self.stream is None else self.stream
-        if stream not in hello.streams:
-            known = ", ".join(map(str, sorted(hello.streams)))
-            raise SourceUnavailable(f"{self._name}: the board has no stream {stream}", hint=f"it has: {known}")
+        wanted = self.streams or (min(hello.streams),)
+        for stream in wanted:
+            if stream not in hello.streams:
+                known = ", ".join(map(str, sorted(hello.streams)))
+                raise SourceUnavailable(f"{self._name}: the board has no stream {stream}", hint=f"it has: {known}")
         self._announced = True
-        self._know(stream, hello.streams[stream])
+        self._know({stream: hello.streams[stream] for stream in wanted})
 
-    def _is_as_before(self, hello: Hello) -> bool:
-        """Whether it says the same of our stream; a schema taken from a sample has no names to compare."""
-        now = hello.streams.get(-1 if self.stream is None else self.stream)
-        if now is None or self._announced:
-            return now == self.schema
-        return (now.dtype, now.shape) == (self.schema.dtype, self.schema.shape)
+    def _changed(self, hello: Hello) -> int | None:
+        """Which of our streams it says something else of; a schema taken from a sample has no names to compare."""
+        for stream, before in self.schemas.items():
+            now = hello.streams.get(stream)
+            if now != before and (
+                now is None or self._announced or (now.dtype, now.shape) != (before.dtype, before.shape)
+            ):
+                return stream
+        return None
 
-    def _know(self, stream: int, schema: Schema) -> None:
-        self.stream, self.schema, self.is_known = stream, schema, True
+    def _listen_to(self, stream: int) -> _Stream:
+        own = [one for one in self._after if one.stream == stream] if self._is_told_apart else self._after
+        return self._heard.setdefault(stream, _Stream(own[-1] if own else None))
+
+    def _know(self, schemas: Mapping[int, Schema]) -> None:
+        for stream, schema in schemas.items():
+            self._listen_to(stream).schema = schema
+        self.is_known = True
         early, self._early = self._early, []
         for event in early:
             self._judge(event)
@@ -192,30 +240,34 @@ class Board:
             self.said = event.text
         elif isinstance(event, Time):
             self.times.append(event)
-        elif event.stream != self.stream:
+        elif event.stream not in self._heard:
             self._other_streams += isinstance(event, (Sample, Label))
         elif isinstance(event, Sample):
-            self._judge_sample(event)
+            self._judge_sample(self._heard[event.stream], event)
         elif isinstance(event, Label):
             self.ready.append(event)
         elif isinstance(event, Stats):
             self.stats = event
         elif isinstance(event, Control):
-            self._obey(event)
+            self._obey(self._heard[event.stream], event)
 
-    def _judge_sample(self, sample: Sample) -> None:
-        if sample.values.shape != self.schema.shape or sample.values.dtype.name != self.schema.dtype:
+    def _judge_sample(self, heard: _Stream, sample: Sample) -> None:
+        if sample.values.shape != heard.schema.shape or sample.values.dtype.name != heard.schema.dtype:
             self._decoder.counters["schema"] += 1
             return
-        missing = self._tracker.accept(sample.boot, sample.seq)
+        missing = heard.tracker.accept(sample.boot, sample.seq)
         if missing is not None:
-            self.ready.append(replace(sample, gap=True) if missing or self._gap else sample)
-            self._gap = False
+            self.boot = sample.boot
+            self.ready.append(replace(sample, gap=True) if missing or heard.gap else sample)
+            heard.gap = False
 
-    def _obey(self, control: Control) -> None:
+    def _obey(self, heard: _Stream, control: Control) -> None:
         if control.code == CTRL_BEFORE:
-            self._gap |= self._tracker.made_before(control.boot, control.seq) > 0
+            heard.gap |= heard.tracker.made_before(control.boot, control.seq) > 0
         elif control.code in (CTRL_NEXT, CTRL_END):
-            self._gap |= self._tracker.expect(control.boot, control.seq) > 0
+            heard.gap |= heard.tracker.expect(control.boot, control.seq) > 0
+            self.boot = control.boot
         if control.code == CTRL_END:
-            self.ended = f"{self._name}: the board sent its last sample"
+            heard.is_over = True
+            if all(one.is_over for one in self._heard.values()):
+                self.ended = f"{self._name}: the board sent its last sample"

@@ -4,6 +4,7 @@ BridgeError
 ├── BadSourceUrl        the source's URL: unknown scheme or option, a value outside its rule
 ├── SourceUnavailable   the source cannot be opened: missing, no permission, busy, silent
 ├── BadRecording        a recording that cannot be played as it is
+├── IncompatibleSources several sources whose samples cannot be learnt together
 ├── SourceLost          an open source vanished: cable pulled, board reset to another firmware, process dead
 └── EndOfSource         a finite source is over; every sample of it was handed out
 
@@ -31,6 +32,10 @@ class SourceUnavailable(BridgeError):  # noqa: N818
 
 class BadRecording(BridgeError):  # noqa: N818
     """Raised by open() of a recording; the message names file, array, value and rule."""
+
+
+class IncompatibleSources(BridgeError):  # noqa: N818
+    """Raised by open() of several sources; the message names the one that does not fit, and the rule."""
 
 
 class SourceLost(BridgeError):  # noqa: N818

@@ -1,8 +1,9 @@
 """The bounded queue between a source and the learner: one reader thread, counted in bytes, every drop by reason.
 
-A source that can wait is left unread while the queue is full. A live source is read on, and the oldest sample gives way
-(counted "queue_oldest", the next sample is flagged gap): the newest says more about now. Labels are never dropped; a
-queue full of nothing else stops reading, so the bound holds even against a flood of them. Knows no bytes of a wire.
+A source that can wait, or has queues of its own, is left unread while the queue is full. A live source is read on, and
+the oldest sample gives way (counted "queue_oldest", the next sample is flagged gap): the newest says more about now.
+Labels are never dropped; a queue full of nothing else stops reading, so the bound holds even against a flood of them.
+Knows no bytes of a wire.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from firmware_bridge.errors import BridgeError
@@ -25,11 +26,21 @@ _READ_S = 0.1  # the longest that close() waits for the reader
 class Inlet:
     """Reads an open source in its own thread from the moment it is made; the source stays the caller's to close.
 
-    received counts the samples taken from the source: received = handed out + counters["queue_oldest"] + still queued.
-    Raises BridgeError if not even one sample fits into capacity_bytes.
+    received counts the samples that came from the source: received = handed out + counters["queue_oldest"] + still
+    queued. taken: how many items the source had handed out, with the last one that was got here and with those that
+    gave way before it.
+    changed: told of each arrival, shared by inlets that one thread waits for. host_us: says, as soon as a sample came,
+    when it was taken in UNIX time. Raises BridgeError if not even one sample fits into capacity_bytes.
     """
 
-    def __init__(self, source: Source, capacity_bytes: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        capacity_bytes: int,
+        *,
+        changed: threading.Condition | None = None,
+        host_us: Callable[[Sample], int | None] | None = None,
+    ) -> None:
         needed = source.schema.nbytes + ITEM_BYTES
         if capacity_bytes < needed:
             raise BridgeError(
@@ -37,6 +48,7 @@ class Inlet:
                 hint="raise bridge.queue_bytes",
             )
         self.received = 0
+        self.taken = 0
         self.queued_bytes = 0
         self._source, self._capacity_bytes = source, capacity_bytes
         self._dropped_oldest = 0
@@ -47,14 +59,21 @@ class Inlet:
         self._gap = False
         self._ended: BaseException | None = None
         self._closing = False
-        self._changed = threading.Condition()
+        self._changed = changed or threading.Condition()
+        self._host_us = host_us
         self._thread = threading.Thread(target=self._run, name="inlet", daemon=True)
         self._thread.start()
 
     @property
     def counters(self) -> Mapping[str, int]:
         """The source's counters and this queue's."""
-        return {**self._source.counters, "queue_oldest": self._dropped_oldest}
+        theirs = self._source.counters
+        return {**theirs, "queue_oldest": theirs.get("queue_oldest", 0) + self._dropped_oldest}
+
+    @property
+    def has_news(self) -> bool:
+        """Whether get would return or raise at once."""
+        return bool(self._samples or self._labels) or self._ended is not None
 
     def get(self, timeout_s: float) -> Sample | Label | None:
         """Next sample or label in order of arrival, None if none came in time.
@@ -81,6 +100,8 @@ class Inlet:
         try:
             while not self._closing:
                 item = self._source.read(_READ_S)
+                if self._host_us is not None and isinstance(item, Sample):
+                    item = replace(item, host_us=self._host_us(item))
                 if item is not None:
                     self._put(item)
         except BaseException as exc:  # handed on to the caller of get(), who decides
@@ -109,7 +130,7 @@ class Inlet:
         while self.queued_bytes + size > self._capacity_bytes:
             if self._closing:
                 return False
-            if self._source.can_wait or not self._samples:
+            if self._source.can_wait or self._source.is_queued or not self._samples:
                 self._changed.wait()
             else:
                 self.queued_bytes -= _size(self._samples.popleft()[1])
@@ -119,7 +140,8 @@ class Inlet:
 
     def _pop(self) -> Sample | Label:
         labels_first = self._labels and (not self._samples or self._labels[0][0] < self._samples[0][0])
-        item: Sample | Label = (self._labels if labels_first else self._samples).popleft()[1]
+        item: Sample | Label
+        self.taken, item = (self._labels if labels_first else self._samples).popleft()
         self.queued_bytes -= _size(item)
         self._changed.notify_all()
         if isinstance(item, Sample) and self._gap:

@@ -20,6 +20,14 @@ def whole(minimum: int, maximum: int = 2**63 - 1) -> Callable[[str], int]:
     return parse
 
 
+def streams(text: str) -> tuple[int, ...]:
+    """Parse different stream numbers separated by commas, such as 0 or 0,2."""
+    parse, parsed = whole(0, 0xFFFF), tuple(text.split(","))
+    if len(set(parsed)) < len(parsed):
+        raise ValueError("must be different stream numbers separated by commas, such as 0,2")
+    return tuple(map(parse, parsed))
+
+
 def one_of(*names: str) -> Callable[[str], str]:
     """Parser of one of the names."""
 

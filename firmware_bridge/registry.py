@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, cast
 from urllib.parse import parse_qsl
 
 from firmware_bridge.errors import BadSourceUrl
+from firmware_bridge.options import one_of, streams
 from firmware_bridge.sample import SampleId
+from firmware_bridge.several import CLOCKS, Several
 from firmware_bridge.source import Source
 
 SOURCES: Mapping[str, tuple[str, str]] = {
@@ -30,18 +33,51 @@ SOURCES: Mapping[str, tuple[str, str]] = {
     "simulated": ("firmware_bridge.sources.simulated", "Simulated"),
 }
 
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+_CLOCK = "clock"
 _FORM = (
     "sources look like serial:///dev/ttyUSB0?baud=115200, tcp://HOST:PORT, mqtt://HOST/TOPIC, camera:0, "
     "stdin:csv, recording:PATH.npz or simulated:motor"
 )
 
 
-def make_source(url: str, *, after: SampleId | None = None, seed: int = 0) -> Source:
+def make_sources(
+    urls: Sequence[str],
+    *,
+    after: Sequence[SampleId] = (),
+    floor: Mapping[str, Any] = _NOTHING,
+    seed: int = 0,
+    align_us: int | None = None,
+    queue_bytes: int = 1 << 20,
+) -> Source:
+    """The source that one URL names, or all that several do as one (several.py), not yet open.
+
+    Streams are numbered from 0 in the order named, also if one URL names several (?stream=0,2). after, floor, seed: see
+    make_source. align_us, queue_bytes: see Several. Raises BadSourceUrl.
+    """
+    if len(urls) == 1 and len(_streams(urls[0])) < 2:
+        return make_source(urls[0], after=after, floor=floor, seed=seed)
+    sources, first = [], 0
+    for place, url in enumerate(urls):
+        own = _streams(url) or (0,)
+        behind = [one._replace(stream=own[one.stream - first]) for one in after if 0 <= one.stream - first < len(own)]
+        sources.append(make_source(url, after=behind, floor=floor.get(str(place), {}), seed=seed + place))
+        first += len(own)
+    played = [url for url in urls if url.startswith("recording:")]
+    if align_us is not None and 0 < len(played) < len(urls):
+        rule = f"source {played[0]!r}: a recording has no time in common with a device"
+        raise BadSourceUrl(rule, hint="align recordings with recordings, or set bridge.align_ms to null")
+    return Several(sources, [_clock(url) for url in urls], align_us=align_us, queue_bytes=queue_bytes)
+
+
+def make_source(
+    url: str, *, after: Sequence[SampleId] = (), floor: Mapping[str, Any] = _NOTHING, seed: int = 0
+) -> Source:
     """The source that the URL names, not yet open.
 
-    after: the last sample that was consumed; recording and simulated go on behind it, of boards the samples up
-    to it are dropped as duplicates. seed: for simulated, unless its URL has one. Raises BadSourceUrl naming the nearest
-    valid word.
+    after: the last samples that were consumed, of each stream and of the latest boots, newest last; recording and
+    simulated go on behind them, of boards the samples up to there are dropped as duplicates. floor: of before, for a
+    source with a key. seed: for simulated, unless its URL has one. Raises BadSourceUrl naming the nearest valid word.
     """
     scheme, separator, rest = url.partition(":")
     if not separator or not scheme:
@@ -53,23 +89,40 @@ def make_source(url: str, *, after: SampleId | None = None, seed: int = 0) -> So
         raise BadSourceUrl(f"source {url!r}: nothing behind {scheme}:", hint=_FORM)
     module, name = SOURCES[scheme]
     source_class: Any = getattr(importlib.import_module(module), name)
-    options = {"seed": seed} if "seed" in source_class.OPTIONS else {}
+    options: dict[str, Any] = {"seed": seed} if "seed" in source_class.OPTIONS else {}
     options.update(_parse_options(url, query, source_class.OPTIONS))
+    if options.get("key") is not None:
+        options["floor"] = floor
     return cast(Source, source_class(target, after=after, **options))
 
 
 def _parse_options(url: str, query: str, parsers: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
     options: dict[str, Any] = {}
+    known = {**parsers, _CLOCK: one_of(*CLOCKS)}  # which is for all of them, and several.py's
     for key, text in parse_qsl(query, keep_blank_values=True):
-        if key not in parsers:
-            raise BadSourceUrl(f"source {url!r}: unknown option {key!r}{_nearest(key, parsers)}", hint=_FORM)
+        if key not in known:
+            raise BadSourceUrl(f"source {url!r}: unknown option {key!r}{_nearest(key, known)}", hint=_FORM)
         if key in options:
             raise BadSourceUrl(f"source {url!r}: option {key} is given twice", hint="give it once")
         try:
-            options[key] = parsers[key](text)
+            options[key] = known[key](text)
         except ValueError as exc:
             raise BadSourceUrl(f"source {url!r}: {key}: {exc} (got {text!r})", hint=_FORM) from exc
+    options.pop(_CLOCK, None)
     return options
+
+
+def _clock(url: str) -> str | None:
+    """What the URL says of the clock of its samples."""
+    return dict(parse_qsl(url.partition("?")[2])).get(_CLOCK)
+
+
+def _streams(url: str) -> tuple[int, ...]:
+    """Which streams the URL names, none if it names none; a wrong one is for make_source to refuse."""
+    try:
+        return streams(dict(parse_qsl(url.partition("?")[2]))["stream"])
+    except (KeyError, ValueError):
+        return ()
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

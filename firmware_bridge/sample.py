@@ -5,7 +5,7 @@ Only values, all immutable. Knows neither where they come from nor what they are
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -33,11 +33,17 @@ class SampleId(NamedTuple):
     seq: int
 
 
+def newest_of(ids: Sequence[SampleId], boot: int) -> SampleId | None:
+    """The last one of that boot, None if there is none."""
+    return next((one for one in reversed(ids) if one.boot == boot), None)
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One observation as the sensor made it: values in the sensor's own dtype, read-only.
 
-    time_us is the device's monotonic clock. gap: samples were lost, or time jumped, just before this one.
+    time_us is the device's monotonic clock; host_us the same instant in UNIX time, None where nobody asked or knows.
+    gap: samples were lost, or time jumped, just before this one.
     """
 
     stream: int
@@ -47,6 +53,7 @@ class Sample:
     values: Values
     label: int | None = None
     gap: bool = False
+    host_us: int | None = None
 
     @property
     def id(self) -> SampleId:

@@ -12,6 +12,7 @@ sample among all that it ever made. Of a board that does not say it, a restart c
 
 from __future__ import annotations
 
+COUNTERS = ("wire_lost", "restart_lost", "duplicate", "late", "restarts", "away")
 _MODULUS = 1 << 32
 _HALF = 1 << 31
 # Serial lines do not reorder; 64 is what radios and bridges in front of them do, and one integer holds it.
@@ -28,7 +29,7 @@ class SequenceTracker:
     """
 
     def __init__(self, after: tuple[int, int] | None = None) -> None:
-        self.counters = {"wire_lost": 0, "restart_lost": 0, "duplicate": 0, "late": 0, "restarts": 0, "away": 0}
+        self.counters = dict.fromkeys(COUNTERS, 0)
         self._boot: int | None = None
         self._expected = 0
         self._received = 0  # bit i: seq expected - 1 - i came

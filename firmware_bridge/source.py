@@ -5,20 +5,20 @@ A source has no thread and no queue of its own (inlet.py has both), and it knows
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import TracebackType
-from typing import Protocol, TypeVar
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType, TracebackType
+from typing import Any, Protocol, TypeVar
 
-from firmware_bridge.sample import HeldOut, Label, Sample, SampleId, Schema
+from firmware_bridge.sample import HeldOut, Label, Sample, Schema
 
 
 class Source(Protocol):
     """Where samples come from; schema, held_out and can_wait are known once open.
 
     can_wait: the producer can be slowed (a recording), so a full queue stops reading; a live producer cannot, so a full
-    queue drops its oldest. needs_acknowledgement: the producer holds back what comes after too much that is not safe.
-    said: text of the latest event of the device, as that it is gone. counters: samples dropped and faults seen, by
-    reason; every key is there from the start.
+    queue drops its oldest. is_queued: it has bounded queues of its own, which do so. needs_acknowledgement: the
+    producer holds back what comes after too much that is not safe. said: text of the latest event of the device, as
+    that it is gone. counters: samples dropped and faults seen, by reason; every key is there from the start.
     """
 
     @property
@@ -34,8 +34,24 @@ class Source(Protocol):
         """Whether the producer can be slowed without loss."""
 
     @property
+    def is_queued(self) -> bool:
+        """Whether it may be left unread for a while, whoever produces."""
+
+    @property
     def needs_acknowledgement(self) -> bool:
         """Whether the producer waits to hear what is safe."""
+
+    @property
+    def has_clock(self) -> bool:
+        """Whether it can tell when a sample was taken in the time of this machine."""
+
+    @property
+    def floor(self) -> Mapping[str, Any]:
+        """What may be kept so that no frame is taken again in another run, {} without a key."""
+
+    @property
+    def streams(self) -> Sequence[int]:
+        """Numbers of the streams that its samples are of."""
 
     @property
     def said(self) -> str:
@@ -44,6 +60,12 @@ class Source(Protocol):
     @property
     def counters(self) -> Mapping[str, int]:
         """Drops and faults by reason."""
+
+    def schema_of(self, stream: int) -> Schema:
+        """What the samples of one of its streams look like."""
+
+    def host_us(self, sample: Sample) -> int | None:
+        """UNIX time in µs at which a sample of this boot was taken, None while that is not known."""
 
     def open(self) -> None:
         """Open the device and learn its schema. Raises SourceUnavailable or BadRecording."""
@@ -54,8 +76,11 @@ class Source(Protocol):
     def read(self, timeout_s: float) -> Sample | Label | None:
         """Next sample or late label, None if none came in time. Raises EndOfSource, SourceLost."""
 
-    def acknowledge(self, upto: SampleId) -> None:
-        """All of this source's samples up to that one are safe with the learner; one that can tell its device does."""
+    def acknowledge(self, n: int) -> None:
+        """The first n items, samples and labels, that were read since it was opened are safe with the learner.
+
+        A source that can tell its device does.
+        """
 
     def __enter__(self) -> Source:
         """Open the source."""
@@ -66,14 +91,20 @@ class Source(Protocol):
         """Close the source."""
 
 
+class _OfOneSchema(Protocol):
+    @property
+    def schema(self) -> Schema: ...
+
+
 Opened = TypeVar("Opened", bound="SourceBase")
 
 
 class SourceBase:
-    """What most sources have in common: no test split, nobody to tell, and a `with` that opens and closes."""
+    """What most sources have in common: one stream, no test split, no clock, nobody to tell, and a `with`."""
 
     held_out: HeldOut | None = None
-    needs_acknowledgement = False
+    is_queued = needs_acknowledgement = has_clock = False
+    floor: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def said(self) -> str:
@@ -88,7 +119,20 @@ class SourceBase:
         """Let the device go."""
         raise NotImplementedError
 
-    def acknowledge(self, upto: SampleId) -> None:
+    @property
+    def streams(self) -> Sequence[int]:
+        """One, which has no number of its own."""
+        return (0,)
+
+    def schema_of(self: _OfOneSchema, stream: int) -> Schema:
+        """The one that all its samples have."""
+        return self.schema
+
+    def host_us(self, sample: Sample) -> int | None:
+        """Nobody knows."""
+        return None
+
+    def acknowledge(self, n: int) -> None:
         """Nobody to tell."""
 
     def __enter__(self: Opened) -> Opened:

@@ -78,7 +78,8 @@ class ClockSync:
 
     def host_us(self, t_us: int) -> int | None:
         """Host time of the board's t_us, None while unsynced."""
-        return None if self._line is None else self._line.host(t_us)
+        line = self._line  # another thread may ask while this one forgets
+        return None if line is None else line.host(t_us)
 
     def due(self, now_us: int) -> bool:
         """Whether to ask now; if so it counts as asked, with now_us as the question's host_us."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -10,12 +12,26 @@ from edge_cl import assembly
 from edge_cl.config import Config, resolve
 from edge_cl.errors import OperatorError
 from firmware_bridge.sample import Schema
+from firmware_bridge.source import SourceBase
 
 SIGNAL = Schema("probe", "int16", (40, 3), label_names=("a", "b", "c"))
 
 
 def settings(*overrides: str) -> Config:
     return resolve(None, overrides).config
+
+
+class OfSchema(SourceBase):
+    """A source of which only this is known."""
+
+    counters: ClassVar[dict[str, int]] = {}
+    can_wait = True
+
+    def __init__(self, schema: Schema) -> None:
+        self.schema = schema
+
+    def read(self, timeout_s: float) -> None:
+        """Nothing."""
 
 
 @pytest.mark.parametrize(
@@ -28,6 +44,9 @@ def settings(*overrides: str) -> Config:
         (Schema("x", "int16", (32, 3), window=(256, 64)), ("window.length=null", "window.stride=null"), (32, 3), None),
         (Schema("x", "int16", (4,)), ("window.length=8", "window.stride=2"), (8, 4), (8, 2)),
         (Schema("x", "int16", ()), ("window.length=8",), (8, 1), (8, 8)),
+        (Schema("x", "int16", (4,), rate_hz=50.0), ("window.length=2 s",), (100, 4), (100, 100)),
+        (Schema("x", "int16", (4,), rate_hz=50.0), ("window.length=500 ms", "window.stride=60ms"), (25, 4), (25, 3)),
+        (Schema("x", "int16", (9, 4), rate_hz=1.0), ("window.length=8", "window.stride=1s"), (8, 4), (8, 1)),
         (Schema("x", "uint8", (28, 28, 3)), (), (28, 28, 3), None),
     ],
 )
@@ -36,7 +55,7 @@ def test_the_shape_of_an_observation(
 ) -> None:
     task = assembly.task_of(settings(*overrides), schema)
     assert (task.shape, task.window, task.dtype) == (shape, window, np.dtype(schema.dtype))
-    made = assembly.make_window(task, schema)
+    made = assembly.make_windows(task, OfSchema(schema))
     assert (None if made is None else (made.length, made.stride)) == window
 
 
@@ -54,6 +73,19 @@ def test_room_for_classes(names: tuple[str, ...], overrides: tuple[str, ...], n_
     task = assembly.task_of(settings(*overrides), Schema("x", "int16", (40, 3), label_names=names))
     assert task.n_outputs == n_outputs
     assert task.label_names == (("x", "y", "z") if overrides == ("labels=[x, y, z]",) else names)
+
+
+@pytest.mark.parametrize(
+    ("rate_hz", "told", "message"),
+    [
+        (None, "2 s", "window.length: a time needs a source that says its rows per second (got 2 s, x says none)"),
+        (10.0, "9 ms", "window.length: must be one row at least, 100 ms at 10 rows a second (got 9 ms)"),
+    ],
+)
+def test_a_time_is_a_window_only_where_it_is_rows(rate_hz: float | None, told: str, message: str) -> None:
+    with pytest.raises(OperatorError) as caught:
+        assembly.task_of(settings(f"window.length={told}"), Schema("x", "int16", (4,), rate_hz=rate_hz))
+    assert str(caught.value) == message
 
 
 def test_images_have_no_rows_to_make_windows_of() -> None:

@@ -102,11 +102,11 @@ def test_a_hello_that_comes_again_is_not_answered_again_one_of_a_new_boot_is():
 
 def test_the_stream_can_be_chosen_and_must_exist():
     two = hello(s1=SCHEMA, s2=SCHEMA)
-    made = board(two, sample(0, stream=1), sample(9, stream=2), stream=2)
+    made = board(two, sample(0, stream=1), sample(9, stream=2), streams=[2])
     assert [item.id for item in made.ready] == [(2, 1, 9)]
     assert seen(made) == {"other_stream": 1}
     with pytest.raises(SourceUnavailable, match="no stream 3") as caught:
-        board(two, stream=3)
+        board(two, streams=[3])
     assert caught.value.hint == "it has: 1, 2"
 
 
@@ -170,7 +170,7 @@ def test_a_line_that_broke_cuts_the_frame_and_what_was_made_meanwhile_is_away():
 
 
 def test_a_resumed_board_drops_what_was_consumed():
-    made = board(hello(), *(sample(seq) for seq in range(5)), after=SampleId(0, 1, 2))
+    made = board(hello(), *(sample(seq) for seq in range(5)), after=[SampleId(0, 1, 2)])
     assert [item.seq for item in made.ready] == [3, 4]
     assert seen(made) == {"duplicate": 3}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from videos import MjpegServer, numbered, write_video
+from videos import numbered, write_video
 
 from firmware_bridge.devices import Device
 from firmware_bridge.errors import BadSourceUrl, EndOfSource, SourceLost, SourceUnavailable
@@ -19,6 +19,7 @@ from firmware_bridge.registry import make_source
 from firmware_bridge.sample import SampleId
 from firmware_bridge.sources.camera_frames import Rate, fitted, size_of
 from firmware_bridge.sources.camera_process import Settings
+from tools.fakes.video_server import MjpegServer
 
 PATIENCE_S = 30.0
 N = 12
@@ -109,14 +110,14 @@ def test_a_limit_of_frames_per_second_leaves_frames_out_and_they_are_no_loss(vid
 def test_a_resumed_file_goes_on_behind_the_last_frame(video):
     with make_source(f"camera:{video}?width=12") as source:
         first = [source.read(PATIENCE_S) for _ in range(5)]
-    with make_source(f"camera:{video}?width=12", after=first[-1].id) as source:
+    with make_source(f"camera:{video}?width=12", after=[first[-1].id]) as source:
         rest = read_all(source)
     assert [sample.seq for sample in rest] == list(range(5, N))
     assert not any(sample.gap for sample in rest)
-    with make_source(f"camera:{video}", after=rest[-1].id) as source:
+    with make_source(f"camera:{video}", after=[rest[-1].id]) as source:
         assert source.schema.shape == (16, 24, 3)
         assert read_all(source) == []
-    with make_source(f"camera:{video}", after=SampleId(0, rest[0].boot ^ 1, 5)) as source:
+    with make_source(f"camera:{video}", after=[SampleId(0, rest[0].boot ^ 1, 5)]) as source:
         assert source.read(PATIENCE_S).seq == 0
 
 

@@ -16,6 +16,8 @@ from edge_cl.errors import ConfigError, OperatorError
 from edge_cl.units import BYTES, format_bytes, parse_bytes
 from edge_cl.yaml_lines import MAX_BYTES, MAX_DEPTH
 
+SOURCE_RULE = "must be a source, such as serial:///dev/ttyUSB0, or a list of several"
+
 
 def problems(text: str, *overrides: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
@@ -141,7 +143,8 @@ def test_null_and_auto_have_their_meaning() -> None:
         ("batch_size: 3", "c.yaml:1: batch_size: unknown key, did you mean learning.batch_size? (got 3)"),
         (
             "bridge: {zzz: 1}",
-            "c.yaml:1: bridge.zzz: unknown key, valid here: queue_bytes, label_wait_bytes, label_wait_s (got 1)",
+            "c.yaml:1: bridge.zzz: unknown key, valid here: queue_bytes, align_ms, label_wait_bytes, label_wait_s "
+            "(got 1)",
         ),
         ("learning:\n  batch_size: -4", "c.yaml:2: learning.batch_size: must be ≥ 1 (got -4)"),
         ("learning: {batch_size: '10'}", "c.yaml:1: learning.batch_size: must be a whole number (got '10')"),
@@ -153,10 +156,13 @@ def test_null_and_auto_have_their_meaning() -> None:
         ("learning: {learning_rate: -.inf}", "c.yaml:1: learning.learning_rate: must be a finite number (got -.inf)"),
         ("learning: {learning_rate: 1e999}", "c.yaml:1: learning.learning_rate: must be a finite number (got 1e999)"),
         ("exam: {share: true}", "c.yaml:1: exam.share: must be a number (got true)"),
-        ("source: true", "c.yaml:1: source: must be a text (got true)"),
-        ("source: 7", "c.yaml:1: source: must be a text (got 7)"),
-        ("source:", "c.yaml:1: source: must be a text (got null)"),
-        ("source: ''", "c.yaml:1: source: must not be empty (got '')"),
+        ("source: true", f"c.yaml:1: source: {SOURCE_RULE} (got true)"),
+        ("source: 7", f"c.yaml:1: source: {SOURCE_RULE} (got 7)"),
+        ("source:", f"c.yaml:1: source: {SOURCE_RULE} (got null)"),
+        ("source: []", f"c.yaml:1: source: {SOURCE_RULE} (got [])"),
+        ("source: [a, 1]", f"c.yaml:1: source: {SOURCE_RULE} (got [a, 1])"),
+        ("source: [a, b, a]", "c.yaml:1: source: every source may be there once, a is there twice (got [a, b, a])"),
+        ("source: ''", f"c.yaml:1: source: {SOURCE_RULE} (got '')"),
         (
             "model: {kind: cnn1}",
             "c.yaml:1: model.kind: must be auto, mlp, cnn1d, cnn2d, nearest_mean, slda, slda_random, "
@@ -181,7 +187,8 @@ def test_null_and_auto_have_their_meaning() -> None:
         ("budget: {memory_bytes: 100}", "c.yaml:1: budget.memory_bytes: must be ≥ 1024 (got 100)"),
         (
             "window: {length: 0, stride: 1}",
-            "c.yaml:1: window.length: must be auto, null, or a whole number of rows, 1 or more (got 0)",
+            "c.yaml:1: window.length: must be auto, null, a whole number of rows, 1 or more, or a time such as 500 ms or "
+            "2 s (got 0)",
         ),
         ("window:\n  length: null", "c.yaml:1: window: length and stride must both be null or neither"),
         ("labels: [a, b, a]", "c.yaml:1: labels: every class name may be there once, a is there twice (got [a, b, a])"),

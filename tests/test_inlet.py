@@ -14,6 +14,7 @@ from firmware_bridge.frame import FrameDecoder, encode_sample
 from firmware_bridge.inlet import ITEM_BYTES, Inlet
 from firmware_bridge.registry import make_source
 from firmware_bridge.sample import Label, Sample, Schema
+from firmware_bridge.source import SourceBase
 
 SAMPLE_BYTES = 192
 ROOM = ITEM_BYTES + SAMPLE_BYTES
@@ -23,10 +24,8 @@ def sample(seq):
     return Sample(0, 1, seq, seq, np.full((32, 3), seq, np.int16))
 
 
-class ListSource:
+class ListSource(SourceBase):
     """Hands out what it is given as fast as it is read, then ends; `drained` is set when the last item was taken."""
-
-    held_out = None
 
     def __init__(self, items, *, can_wait, end=None):
         self.schema = Schema(name="list", dtype="int16", shape=(32, 3))

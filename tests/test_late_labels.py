@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,10 @@ class LateLabels(SourceBase):
     OPTIONS: Mapping[str, Any] = {}
     can_wait = True
 
-    def __init__(self, target: str, *, after: SampleId | None = None) -> None:
+    def __init__(self, target: str, *, after: Sequence[SampleId] = ()) -> None:
         self.schema = Schema("late", "int16", X.shape[1:], label_names=LABELS)
         self.counters: dict[str, int] = {}
-        self._items = self._all(0 if after is None else after.seq + 1)
+        self._items = self._all(after[-1].seq + 1 if after else 0)
 
     def _all(self, first: int) -> Iterator[Sample | Label]:
         for seq in range(first, N + BEHIND):

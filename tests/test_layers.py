@@ -22,7 +22,7 @@ FLOORS = [
     ["firmware_bridge", "edge_cl.deployment"],
     ["edge_cl.errors", "edge_cl.units", "edge_cl.yaml_lines", "edge_cl.heap", "edge_cl.accounts"],
     ["edge_cl.settings"],
-    ["edge_cl.config", "edge_cl.console"],
+    ["edge_cl.config", "edge_cl.console", "edge_cl.intake"],
     ["edge_cl.learning", "edge_cl.storage", "edge_cl.service", "edge_cl.signals"],
     ["edge_cl.running", "edge_cl.deploy", "edge_cl.recorder"],
     ["edge_cl.budget", "edge_cl.governor", "edge_cl.exits", "edge_cl.modules", "edge_cl.backbone_file"],

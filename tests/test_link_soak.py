@@ -1,8 +1,9 @@
-"""The soak of a bad line and the cable that is pulled, in short, as a person types them; and both notice a fault."""
+"""The tools that look at links from both ends, in short, as a person types them; and each notices a fault."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -18,7 +19,8 @@ from firmware_bridge.frame import encode
 from firmware_bridge.hello import Hello
 from firmware_bridge.registry import make_source
 from firmware_bridge.sample import Label, Sample
-from firmware_bridge.sources import board_source
+from firmware_bridge.sources.board_source import BoardSource
+from firmware_bridge.sources.camera import Camera
 from firmware_bridge.wire import encode_body
 from tools import replug
 from tools.fakes.mqtt_end import MqttEnd
@@ -46,27 +48,60 @@ def test_generated_is_handed_out_or_counted_over_a_bad_line_with_restarts(link: 
     assert found["bits_flipped"] > 100
 
 
-@pytest.mark.parametrize("link", ["pty", "tcp"])
-def test_a_cable_pulled_ten_times_is_back_each_time_and_leaves_nothing_behind(link: str) -> None:
-    found = figures("replug.py", "--link", link, "--times", "10")
-    assert found["reconnects"] == found["restarts"] == 10
+@pytest.mark.parametrize(
+    ("link", "times", "restarts"), [("pty", 10, 10), ("tcp", 10, 10), ("mqtt", 2, 2), ("camera", 2, 0)]
+)
+def test_a_cable_pulled_again_and_again_is_back_each_time_and_leaves_nothing_behind(
+    link: str, times: int, restarts: int
+) -> None:
+    found = figures("replug.py", "--link", link, "--times", str(times))
+    assert (found["times"], found["reconnects"], found["restarts"]) == (times, times, restarts)
     assert found["threads"][0] == found["threads"][1]
     assert found["descriptors"][0] == found["descriptors"][1]
+    assert found["queue_oldest"] == 0
 
 
-def test_a_bridge_that_leaves_its_lines_open_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    leaked = []
-    gone = board_source.BoardSource._gone
+@pytest.mark.parametrize(("link", "kind", "lose"), [("tcp", BoardSource, "_gone"), ("camera", Camera, "_lose")])
+def test_a_bridge_that_leaves_something_open_is_noticed(
+    link: str, kind: type, lose: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_open: list[int] = []
+    as_it_is = getattr(kind, lose)
 
-    def forgetful(source: Any, exc: Any) -> None:
-        leaked.append(source._line._socket)
-        source._line._socket = None
-        gone(source, exc)
+    def forgetful(source: Any, why: Any) -> None:
+        left_open.append(os.dup(0))
+        as_it_is(source, why)
 
-    monkeypatch.setattr(board_source.BoardSource, "_gone", forgetful)
-    assert not replug.is_well(replug.replug("tcp", 2))
-    for left in leaked:
-        left.close()
+    monkeypatch.setattr(kind, lose, forgetful)
+    found = replug.replug(link, 2)
+    for descriptor in left_open:
+        os.close(descriptor)
+    assert found["reconnects"] == 2
+    assert not replug.is_well(found)
+
+
+def test_a_program_that_is_needed_and_not_installed_is_named(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "tools" / "replug.py"), "--link", "camera", "--times", "1"]
+    here = {**os.environ, "PATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=here)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "ffmpeg is needed and not installed: apt-get install ffmpeg\n"
+
+
+@pytest.mark.parametrize("link", ["pty", "tcp"])
+def test_tail_follows_a_board_of_six_axes_at_1_khz_without_loss(link: str) -> None:
+    found = figures("follow.py", "--link", link, "--seconds", "2")
+    assert found["generated"] == found["shown"] == 2000
+    assert found["lost"] == found["wire_lost"] == found["in_flight"] == found["unexplained"] == 0
+
+
+def test_what_tail_did_not_show_is_noticed_with_its_reason() -> None:
+    command = [sys.executable, str(ROOT / "tools" / "follow.py"), "--json", "--link", "tcp", "--seconds", "1"]
+    done = subprocess.run([*command, "--bit-error-rate", "0.001"], capture_output=True, text=True, timeout=60)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert done.returncode == 1
+    assert found["lost"] == found["wire_lost"] == found["generated"] - found["shown"] > 0
+    assert found["unexplained"] == 0
 
 
 # The fake board itself, seen from the other end

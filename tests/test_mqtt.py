@@ -19,16 +19,20 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_cl.keeping.cursor import Cursor
+from firmware_bridge.auth import board_key
 from firmware_bridge.errors import BadSourceUrl, EndOfSource, SourceLost, SourceUnavailable
 from firmware_bridge.hello import Hello, hello_json
 from firmware_bridge.registry import make_source
 from firmware_bridge.sample import Label, Sample, SampleId, Schema
 from firmware_bridge.sources.deliveries import GONE, Deliveries
+from firmware_bridge.sources.mqtt import Mqtt
 from firmware_bridge.sources.mqtt_payload import MAX_JSON_BYTES, PayloadDecoder
 from firmware_bridge.wire import CTRL_END, Control, encode_body
 
 HELLO = hello_json(Hello("d", "f", 7, {0: Schema(name="a", dtype="int16", shape=(2,))}))
 QUIET_S = 0.25  # nothing more comes
+N_LABELS = 1500  # half as much again as the broker may send unacknowledged
 PATIENCE_S = 20.0
 
 
@@ -48,15 +52,13 @@ def introduce(mosquitto, query=""):
         return url
 
 
-def take(source, n, *, safe=False):
+def take(source, n):
     """The next n items."""
     items = []
     for _ in range(n):
         item = next((item for _ in range(60) if (item := source.read(0.1)) is not None), None)
         assert item is not None, f"{len(items)} of {n} came; {source.said}; {source.counters}"
         items.append(item)
-        if safe:
-            source.acknowledge(item.id)
     return items
 
 
@@ -127,7 +129,7 @@ while len(items) < 10:
         items.append(item)
         print(item.seq, flush=True)
         if len(items) <= int(sys.argv[2]):
-            source.acknowledge(item.id)
+            source.acknowledge(len(items))
 while True:
     source.read(0.1)
     print("safe", flush=True)
@@ -159,12 +161,69 @@ def test_what_was_learnt_and_not_yet_acknowledged_is_dropped_by_its_id(mosquitto
     url = introduce(mosquitto, "client=one")
     mosquitto.send("motor", samples(*range(10)))
     killed_reader(url, 4)
-    with make_source(url, after=SampleId(0, 7, 6)) as source:
+    with make_source(url, after=[SampleId(0, 7, 6)]) as source:
         assert seqs(take(source, 3)) == [7, 8, 9]
         assert faults(source) == {"duplicate": 3}
-        source.acknowledge(SampleId(0, 7, 9))
+        source.acknowledge(3)
     with make_source(url) as source:
         assert is_quiet(source)
+
+
+# A board that restarts while messages of its old boot may come again
+
+OLD, NEW = 7, 8
+SEAM = [(OLD, 0), (NEW, 0), (OLD, 1), (NEW, 1), (NEW, 2)]
+
+
+def across_a_restart(*places):
+    return [sample(seq, boot) for boot, seq in places]
+
+
+def places(items):
+    return [(item.boot, item.seq) for item in items]
+
+
+@pytest.mark.parametrize("n_learnt", [2, 3, 5])
+def test_who_is_killed_behind_a_restart_of_the_board_gets_nothing_twice(mosquitto, n_learnt):
+    """All of it comes again, and the last sample that was learnt may be of either boot."""
+    url = introduce(mosquitto, "client=one")
+    mosquitto.send("motor", across_a_restart(*SEAM, *((NEW, seq) for seq in range(3, 8))))
+    assert len(killed_reader(url, 0)) == 10
+    cursor = Cursor()
+    for boot, seq in SEAM[:n_learnt]:
+        cursor.take(SampleId(0, boot, seq))
+    with make_source(url, after=list(cursor.positions.values())) as source:
+        expected = [*SEAM[n_learnt:], *((NEW, seq) for seq in range(3, 8))]
+        assert places(take(source, len(expected))) == expected
+        assert is_quiet(source)
+        assert source.counters["duplicate"] == n_learnt
+        source.acknowledge(len(expected))
+    with make_source(url) as source:
+        assert is_quiet(source)
+
+
+def test_what_its_sender_sends_again_over_a_restart_of_the_board_is_known(stream):
+    mosquitto, source = stream
+    mosquitto.send("motor", across_a_restart(*SEAM))
+    assert places(take(source, 5)) == SEAM
+    restarts = source.counters["restarts"]
+    mosquitto.kill()  # which forgets them, and their sender does not
+    mosquitto.start()
+    wait_until(source, "back")
+    mosquitto.send("motor", across_a_restart(*SEAM, (NEW, 3)))
+    assert places(take(source, 1)) == [(NEW, 3)]
+    assert source.counters["duplicate"] == 5
+    assert source.counters["restarts"] == restarts
+
+
+def test_a_board_may_use_the_number_of_a_boot_once_more(stream):
+    mosquitto, source = stream
+    sent = [(OLD, 0), (OLD, 1), (NEW, 0), (OLD, 0), (OLD, 1)]
+    for n_safe, place in enumerate(sent, 1):
+        mosquitto.send("motor", across_a_restart(place))
+        assert places(take(source, 1)) == [place]
+        source.acknowledge(n_safe)
+    assert faults(source) == {"restarts": 2}
 
 
 def test_a_sender_that_does_not_count_is_counted_and_what_comes_again_is_known(stream):
@@ -187,7 +246,8 @@ def test_a_broker_may_be_killed_again_and_again(stream):
     before = None
     for turn in range(3):
         mosquitto.send("motor", samples(3 * turn, 3 * turn + 1, 3 * turn + 2))
-        assert seqs(take(source, 3, safe=True)) == [3 * turn, 3 * turn + 1, 3 * turn + 2]
+        assert seqs(take(source, 3)) == [3 * turn, 3 * turn + 1, 3 * turn + 2]
+        source.acknowledge(3 * turn + 3)
         mosquitto.kill()
         wait_until(source, "gone: mqtt://127.0.0.1")
         mosquitto.start()
@@ -202,16 +262,16 @@ def test_a_broker_that_restarts_in_the_middle_costs_nothing_and_doubles_nothing(
     mosquitto, source = stream
     mosquitto.send("motor", samples(*range(20)))
     got = take(source, 12)
-    source.acknowledge(got[4].id)
+    source.acknowledge(5)
     got += take(source, 1)
     mosquitto.stop()
-    source.acknowledge(got[7].id)  # while nobody listens
+    source.acknowledge(8)  # while nobody listens
     mosquitto.start()
     mosquitto.send("motor", samples(20, 21))
     got += take(source, 9)
     assert seqs(got) == list(range(22))
     assert faults(source)["duplicate"] >= 4
-    source.acknowledge(got[-1].id)
+    source.acknowledge(len(got))
     assert is_quiet(source)
     mosquitto.send("motor", samples(22))
     assert seqs(take(source, 1)) == [22]
@@ -221,14 +281,14 @@ def test_a_broker_that_forgot_its_sessions_is_not_told_of_the_old_ones(stream):
     """Packet ids begin anew with the session: an old one acknowledged now would be another message's."""
     mosquitto, source = stream
     mosquitto.send("motor", samples(0, 1, 2))
-    old = take(source, 3)
+    assert seqs(take(source, 3)) == [0, 1, 2]
     mosquitto.kill()
     wait_until(source, "gone")
     mosquitto.start()
     wait_until(source, "back")
     mosquitto.send("motor", samples(3, 4, 5))
     assert seqs(take(source, 3)) == [3, 4, 5]
-    source.acknowledge(old[-1].id)
+    source.acknowledge(3)
     assert is_quiet(source)
     source.close()
     mosquitto.send("motor", [HELLO], retain=True)
@@ -259,13 +319,13 @@ def test_the_broker_waits_when_too_much_is_not_safe(mosquitto):
     with make_source(url) as source:
         got = take_all(source)
         assert 5 <= len(got) <= 6  # mosquitto 2.0 takes the limit for a lower one when it resumes a session
-        source.acknowledge(got[2].id)
+        source.acknowledge(3)
         got += take_all(source)
         assert seqs(got) in (list(range(8)), list(range(9)))
         assert source.can_wait
 
 
-def test_labels_come_on_their_own_topic_and_wait_for_the_next_sample_to_be_safe(stream):
+def test_labels_come_on_their_own_topic_and_are_safe_by_themselves(stream):
     mosquitto, source = stream
     mosquitto.send("motor", samples(0))
     mosquitto.send("motor/labels", ['{"boot": 7, "seq": 0, "label": 3, "confidence": 0.5}'])
@@ -273,14 +333,27 @@ def test_labels_come_on_their_own_topic_and_wait_for_the_next_sample_to_be_safe(
     got = take(source, 4)
     assert [type(item) for item in got] == [Sample, Label, Label, Sample]
     assert got[1:3] == [Label(0, 7, 0, 3, confidence=0.5), Label(0, 7, 0, 2)]
-    source.acknowledge(got[0].id)
+    source.acknowledge(2)
     assert is_quiet(source)
     mosquitto.stop()
     mosquitto.start()
     assert is_quiet(source)
     mosquitto.send("motor", samples(2))
     assert seqs(take(source, 1)) == [2]
-    assert faults(source) == {"duplicate": 3, "reconnects": 1}
+    assert faults(source) == {"duplicate": 2, "reconnects": 1}
+
+
+def test_labels_without_a_sample_between_never_stall_the_topic(tmp_path):
+    """More of them than the broker sends unacknowledged, and no sample by whose number they could be safe."""
+    with broker(tmp_path, "allow_anonymous true", "max_queued_messages 0") as mosquitto:
+        url = introduce(mosquitto)
+        mosquitto.send("motor/labels", [f'{{"boot": 7, "seq": {seq}, "label": 1}}' for seq in range(N_LABELS)])
+        with make_source(url) as source:
+            for number in range(N_LABELS):
+                assert seqs(take(source, 1)) == [number]
+                source.acknowledge(number + 1)
+        with make_source(url) as source:
+            assert is_quiet(source)
 
 
 def test_bad_messages_are_counted_and_do_not_come_again(stream):
@@ -288,7 +361,8 @@ def test_bad_messages_are_counted_and_do_not_come_again(stream):
     bad = [b"\x01garbage" * 9, "{", "[1]", '{"values": "a"}', '{"values": [1, 2, 3], "seq": 0}', '{"values": [NaN, 1]}']
     other = sample(0, stream=3)
     mosquitto.send("motor", [*bad, other, sample(0)])
-    assert seqs(take(source, 1, safe=True)) == [0]
+    assert seqs(take(source, 1)) == [0]
+    source.acknowledge(1)
     assert faults(source) == {"crc": 1, "json": 1, "schema": 3, "nonfinite": 1, "other_stream": 1}
     source.close()
     mosquitto.send("motor", samples(1))
@@ -329,7 +403,8 @@ def test_without_a_hello_the_first_sample_tells_the_schema(mosquitto):
     mosquitto.send("motor", [sample(0, stream=4), sample(1, stream=4)])
     with make_source(mosquitto.url("motor")) as source:
         assert source.schema == Schema(name="stream 4", dtype="float32", shape=(2,))
-        assert seqs(take(source, 2, safe=True)) == [0, 1]
+        assert seqs(take(source, 2)) == [0, 1]
+        source.acknowledge(2)
     make_session(mosquitto)
 
 
@@ -397,12 +472,121 @@ def test_where_no_broker_is_that_is_said_with_a_hint():
         ("mqtt://host/topic?ca=file", "ca needs tls=1"),
         ("mqtt://host/topic?tls=yes", "must be 0 or 1"),
         ("mqtt://host/topic?unacknowledged=0", "from 1 to 65535"),
+        ("mqtt://host/topic?key=00112233445566778899aabbccddeeff", "key: must be @ and the path of a file"),
+        ("mqtt://host/topic?key=@/none", "key: cannot read the key: No such file"),
+        ("mqtt://host/topic?key=@/dev/null", "key: a key has 16 to 64 bytes \\(got 0\\)"),
     ],
 )
 def test_a_bad_url_is_refused_before_anything_is_opened(url, message):
     with pytest.raises(BadSourceUrl, match=message) as caught:
         make_source(url)
     assert caught.value.hint
+
+
+# Tags
+
+SECRET = bytes(range(32))
+HELLO_EVENT = Hello("d", "f", 7, {0: Schema(name="a", dtype="int16", shape=(2,))})
+
+
+def signed(event, time_us=0, secret=SECRET):
+    return encode_body(event, time_us=time_us, key=board_key(secret))
+
+
+def signed_samples(*seqs):
+    return [signed(Sample(0, 7, seq, 10 * seq, np.array([seq, -seq], np.int16))) for seq in seqs]
+
+
+def introduce_with_key(mosquitto, tmp_path):
+    """As introduce, and signed."""
+    (tmp_path / "key").write_text(SECRET.hex())
+    mosquitto.send("motor", [signed(HELLO_EVENT, 5)], retain=True)
+    url = mosquitto.url("motor", f"client=one&key=@{tmp_path}/key")
+    with make_source(url):
+        return url
+
+
+def resumed(mosquitto, **place):
+    """The source of introduce_with_key, as a learner with that place resumes it."""
+    return Mqtt(mosquitto.url("motor").removeprefix("mqtt://"), client="one", key=SECRET, **place)
+
+
+def test_with_a_key_only_what_carries_its_tag_is_taken_and_once(mosquitto, tmp_path):
+    with make_source(introduce_with_key(mosquitto, tmp_path)) as source:
+        assert source.schema.name == "a"
+        (mine,) = signed_samples(0)
+        forged = signed(Sample(0, 7, 5, 0, np.zeros(2, np.int16)), secret=bytes(32))
+        mosquitto.send("motor", [sample(0), HELLO, encode_body(Label(0, 7, 0, 1)), forged, mine, mine])
+        mosquitto.send("motor", signed_samples(9), retain=True)  # it is a new one, and so no retained one
+        assert seqs(take(source, 2)) == [0, 9]
+        assert faults(source) == {"auth": 4, "replay": 1, "wire_lost": 8}
+
+
+def test_a_retained_sample_does_not_raise_the_floor(mosquitto, tmp_path):
+    url = introduce_with_key(mosquitto, tmp_path)
+    mosquitto.send("motor/labels", signed_samples(9), retain=True)
+    with make_source(url.replace("client=one&", "")) as source:
+        mosquitto.send("motor", signed_samples(1))
+        assert seqs(take(source, 1)) == [1]
+        assert faults(source) == {"retained": 1}
+
+
+def test_the_floor_of_a_learner_that_was_killed_refuses_what_it_had_and_nothing_else(mosquitto, tmp_path):
+    url = introduce_with_key(mosquitto, tmp_path)
+    mosquitto.send("motor", signed_samples(*range(10)))
+    assert killed_reader(url, 4) == list(range(10))
+    with resumed(mosquitto, after=[SampleId(0, 7, 6)], floor={"0:0": [7, 5], "1:0": [7, 6]}) as source:
+        assert source.schema.name == "a"  # by a HELLO that is as old as the floor
+        assert seqs(take(source, 3)) == [7, 8, 9]
+        assert is_quiet(source)
+        assert faults(source) == {"replay": 3}
+    with make_source(url) as source:
+        assert seqs(take(source, 3)) == [7, 8, 9]  # for nobody said that they are safe
+        source.acknowledge(3)
+    with make_source(url) as source:
+        assert is_quiet(source)
+
+
+def test_what_the_floor_refuses_is_not_acknowledged_before_the_first_of_it_is_safe(mosquitto, tmp_path):
+    """A broker that lost its memory has the sample from its sender once more, and we have it, but not on disk yet."""
+    url = introduce_with_key(mosquitto, tmp_path)
+    with make_source(url) as source:
+        mosquitto.send("motor", signed_samples(0))
+        take(source, 1)
+        mosquitto.kill()
+        mosquitto.start()
+        wait_until(source, "back")
+        mosquitto.send("motor", signed_samples(0))
+        assert is_quiet(source)
+        assert source.counters["replay"] == 1
+    mosquitto.send("motor", [signed(HELLO_EVENT, 5)], retain=True)
+    with make_source(url) as again:
+        assert seqs(take(again, 1)) == [0]
+
+
+def test_the_floor_to_keep_never_lies_above_a_label_that_is_not_safe(mosquitto, tmp_path):
+    url = introduce_with_key(mosquitto, tmp_path)
+    mosquitto.send("motor", [*signed_samples(0), signed(Label(0, 7, 0, 3), 50)])
+    with make_source(url) as source:
+        take(source, 2)
+        source.acknowledge(1)
+        assert "2:0" not in source.floor
+        floor = source.floor
+    with resumed(mosquitto, after=[SampleId(0, 7, 0)], floor={**floor, "1:0": [7, 0]}) as source:
+        assert take(source, 1) == [Label(0, 7, 0, 3)]
+        source.acknowledge(1)
+        assert source.floor == {"0:0": [7, 5], "1:0": [7, 0], "2:0": [7, 50]}
+
+
+@pytest.mark.parametrize(("query", "fault"), [("", "tagged"), ("key=@{}/key", "JSON"), ("key=@{}/other", "tagged")])
+def test_a_key_that_is_not_the_senders_is_named_as_what_may_be_wrong(mosquitto, tmp_path, query, fault):
+    (tmp_path / "key").write_text(SECRET.hex())
+    (tmp_path / "other").write_text(bytes(32).hex())
+    make_session(mosquitto)
+    mosquitto.send("motor", signed_samples(0) if fault == "tagged" else samples(0))
+    with pytest.raises(SourceUnavailable, match=r"messages came, but no sample \(1 auth\)") as caught:
+        make_source(mosquitto.url("motor", f"wait=0.3&{query.format(tmp_path)}".rstrip("&"))).open()
+    assert "key=@FILE" in caught.value.hint
 
 
 # TLS and passwords
@@ -571,58 +755,58 @@ def test_nothing_that_arrives_raises_and_all_of_it_is_counted(payload):
 @given(st.data())
 def test_nothing_is_acknowledged_before_it_is_safe_and_everything_in_the_end(data):
     """A broker that keeps its session sends again, under the same ids, all that was not acknowledged."""
-    deliveries, handed_out, safe = Deliveries(), [], set()
-    waiting, n_sent = {}, 0  # at the broker: packet id to what is in the message
+    deliveries, n_handed_out, n_safe = Deliveries(), 0, 0
+    waiting, n_sent = {}, 0  # at the broker: packet id to the number of the item in the message, 0 if there is none
     for _ in range(data.draw(st.integers(1, 30))):
         match data.draw(st.sampled_from(["new", "bad", "safe", "again"])):
             case "new" | "bad" as kind:
                 n_sent += 1
-                waiting[n_sent] = n_sent if kind == "new" else None
-                deliveries.note(n_sent, waiting[n_sent])
-                handed_out += [n_sent] * (kind == "new")
-            case "safe" if handed_out:
-                upto = data.draw(st.sampled_from(handed_out))
-                safe |= {key for key in handed_out if key <= upto}
-                deliveries.safe(upto)
+                n_handed_out += kind == "new"
+                waiting[n_sent] = n_handed_out if kind == "new" else 0
+                deliveries.note(n_sent, n_handed_out, waiting[n_sent] or None)
+            case "safe":
+                n_safe = max(n_safe, data.draw(st.integers(0, n_handed_out)))
+                deliveries.safe(n_safe)
             case "again":
                 deliveries.connected_again(resumed=True)
                 assert all(deliveries.is_again(packet) for packet in waiting)
         for packet in deliveries.due():
-            key = waiting.pop(packet)
-            assert key is None or key in safe
-    if handed_out:
-        deliveries.safe(handed_out[-1])
+            assert packet == min(waiting)
+            assert waiting.pop(packet) <= n_safe
+        assert all(deliveries.holds(number) == (number > n_safe) for number in range(1, n_handed_out + 1))
+    deliveries.safe(n_handed_out)
     assert deliveries.due() == list(waiting)
     assert deliveries.n_pending == 0
 
 
 def test_a_message_waits_for_all_before_it():
     deliveries = Deliveries()
-    deliveries.note(1, "a")
-    deliveries.note(2, None)
+    deliveries.note(1, 1, "a")
+    deliveries.note(2, 1, None)
     assert deliveries.due() == []
-    deliveries.safe("a")
+    deliveries.safe(1)
     assert deliveries.due() == [1, 2]
 
 
 def test_packet_ids_of_a_session_that_is_gone_mean_nothing():
     deliveries = Deliveries()
-    deliveries.note(1, "a")
+    deliveries.note(1, 1, "a")
     deliveries.connected_again(resumed=False)
-    deliveries.note(1, "b")
+    deliveries.note(1, 2, "b")
     assert not deliveries.is_again(1)
-    deliveries.safe("a")
+    deliveries.safe(1)
     assert deliveries.due() == []
-    deliveries.safe("b")
+    deliveries.safe(2)
     assert deliveries.due() == [1]
 
 
 def test_what_came_over_a_connection_that_is_gone_is_held_until_it_is_safe():
     deliveries = Deliveries()
-    deliveries.note(GONE, "a")
+    deliveries.note(GONE, 1, "a")
     assert deliveries.holds("a")
     assert deliveries.due() == []
-    deliveries.note(5, "a")  # the broker sends it again
+    deliveries.note(5, 1, None)  # the broker sends it again
     assert deliveries.due() == []
-    deliveries.safe("a")
+    deliveries.safe(1)
+    assert not deliveries.holds("a")
     assert deliveries.due() == [5]

@@ -26,7 +26,7 @@ def save(tmp_path):
     return save
 
 
-def play(url, after=None):
+def play(url, *after):
     with make_source(url, after=after) as source:
         samples = []
         with suppress(EndOfSource):
@@ -61,11 +61,11 @@ def test_limit_counts_in_playing_order(save):
 def test_a_resume_belongs_to_a_recording_and_an_order(save):
     url = save(x=X, y=Y)
     _, samples = play(url)
-    assert [sample.seq for sample in play(url, after=samples[3].id)[1]] == [4, 5]
-    assert len(play(url + "?order=class", after=samples[3].id)[1]) == 6
-    assert len(play(url + "?limit=3", after=samples[3].id)[1]) == 0
-    assert len(play(save(x=X + 1, y=Y), after=samples[3].id)[1]) == 6
-    assert len(play(url, after=SampleId(0, samples[0].boot ^ 1, 3))[1]) == 6
+    assert [sample.seq for sample in play(url, samples[3].id)[1]] == [4, 5]
+    assert len(play(url + "?order=class", samples[3].id)[1]) == 6
+    assert len(play(url + "?limit=3", samples[3].id)[1]) == 0
+    assert len(play(save(x=X + 1, y=Y), samples[3].id)[1]) == 6
+    assert len(play(url, SampleId(0, samples[0].boot ^ 1, 3))[1]) == 6
 
 
 def test_names_units_and_the_test_split_are_handed_out(save):

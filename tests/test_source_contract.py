@@ -1,17 +1,20 @@
-"""One suite for every source: the same 300 motor frames out of lines, a pipe, a recording and a simulated board."""
+"""One suite for every source: the same 300 motor frames out of lines, a pipe, files and a simulated board."""
 
 import json
 import os
 import signal
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 from urllib.parse import quote
 
 import brokers
 import numpy as np
 import pytest
 from boards import fake_board, far_end, standard_input, streaming_board, talking_line
+from videos import write_video
 
 from firmware_bridge.errors import BadRecording, EndOfSource, SourceLost, SourceUnavailable
 from firmware_bridge.frame import CTRL_END, Control, encode_control, encode_hello, encode_label, encode_sample
@@ -25,6 +28,16 @@ from firmware_bridge.wire import encode_body
 
 N = 300
 TRUE = [sample for sample, _ in zip(Motor(5).samples(), range(N), strict=False)]
+
+
+def picture(values):
+    """The bytes of 32 rows of 3 counts as 32 rows of 2 pixels: low bytes, high bytes, an axis in each colour."""
+    pixels = np.ascontiguousarray(values.view(np.uint8).reshape(32, 3, 2).swapaxes(1, 2))
+    pixels.flags.writeable = False
+    return pixels
+
+
+PICTURES = [replace(sample, values=picture(sample.values), label=None) for sample in TRUE]
 
 
 def serial(stack, _tmp_path):
@@ -75,14 +88,37 @@ def mqtt(stack, tmp_path):
     return url
 
 
-EVERY = [serial, tcp, tcp_cobs, udp, mqtt, stdin, recording, simulated]
+def camera(_stack, tmp_path):
+    file = tmp_path.parent / "motor.mkv"  # the same for all tests
+    if not file.exists():
+        write_video(file, np.stack([sample.values for sample in PICTURES]), fps=100)
+    return f"camera:{file}"
 
 
-@pytest.fixture(params=EVERY, ids=lambda make: make.__name__)
-def fresh(request, tmp_path):
+@dataclass(frozen=True)
+class Kind:
+    """A source to be made, and what it must then give; a camera knows no labels and no rate."""
+
+    make: Any
+    true: Any = tuple(TRUE)
+    label_names: tuple[str, ...] = STATES
+    rate_hz: float | None = 3200.0
+
+
+EVERY = [Kind(make) for make in (serial, tcp, tcp_cobs, udp, mqtt, stdin, recording, simulated)]
+EVERY += [Kind(camera, tuple(PICTURES), (), None)]
+
+
+@pytest.fixture(params=EVERY, ids=lambda kind: kind.make.__name__)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def fresh(kind, tmp_path):
     """Makes the source anew, as a run after another run does."""
     with ExitStack() as stack:
-        yield lambda after=None: make_source(request.param(stack, tmp_path), after=after, seed=5)
+        yield lambda *after: make_source(kind.make(stack, tmp_path), after=after, seed=5)
 
 
 def read_all(source):
@@ -95,23 +131,25 @@ def read_all(source):
     return samples
 
 
-def test_all_samples_come_once_in_order_with_their_labels(fresh):
+def test_all_samples_come_once_in_order_with_their_labels(fresh, kind):
     with fresh() as source:
         samples = read_all(source)
     assert [sample.seq for sample in samples] == list(range(N))
     assert len({(sample.stream, sample.boot) for sample in samples}) == 1
-    assert [sample.label for sample in samples] == [sample.label for sample in TRUE]
-    assert [sample.time_us for sample in samples] == [sample.time_us for sample in TRUE]
-    for sample, true in zip(samples, TRUE, strict=True):
+    assert [sample.label for sample in samples] == [sample.label for sample in kind.true]
+    assert [sample.time_us for sample in samples] == [sample.time_us for sample in kind.true]
+    for sample, true in zip(samples, kind.true, strict=True):
         np.testing.assert_array_equal(sample.values, true.values)
 
 
-def test_the_schema_is_known_once_open_and_samples_keep_to_it(fresh):
+def test_the_schema_is_known_once_open_and_samples_keep_to_it(fresh, kind):
+    form = (kind.true[0].values.dtype.name, kind.true[0].values.shape)
     with fresh() as source:
         schema, samples = source.schema, read_all(source)
-    assert (schema.dtype, schema.shape, schema.label_names, schema.rate_hz) == ("int16", (32, 3), STATES, 3200.0)
+    assert (schema.dtype, schema.shape) == form
+    assert (schema.label_names, schema.rate_hz) == (kind.label_names, kind.rate_hz)
     for sample in samples:
-        assert (sample.values.dtype.name, sample.values.shape, sample.gap) == ("int16", (32, 3), False)
+        assert (sample.values.dtype.name, sample.values.shape, sample.gap) == (*form, False)
         assert not sample.values.flags.writeable
 
 
@@ -131,13 +169,13 @@ def test_the_end_is_raised_again_at_every_read(fresh):
             source.read(0.0)
 
 
-def test_a_resumed_source_goes_on_behind_the_last_sample_consumed(fresh):
+def test_a_resumed_source_goes_on_behind_the_last_sample_consumed(fresh, kind):
     with fresh() as source:
         first = [source.read(10.0) for _ in range(100)]
     with fresh(first[-1].id) as source:
         rest = read_all(source)
     assert [sample.seq for sample in rest] == list(range(100, N))
-    np.testing.assert_array_equal(rest[0].values, TRUE[100].values)
+    np.testing.assert_array_equal(rest[0].values, kind.true[100].values)
     assert not any(sample.gap for sample in rest)
 
 
@@ -159,16 +197,23 @@ def test_closing_twice_is_fine_and_reading_afterwards_is_not(fresh):
 def test_what_is_safe_can_be_acknowledged_at_any_time(fresh):
     with fresh() as source:
         first = source.read(10.0)
-        source.acknowledge(first.id)
+        assert first.seq == 0
+        source.acknowledge(1)
         samples = read_all(source)
-        source.acknowledge(samples[-1].id)
+        source.acknowledge(1 + len(samples))
     assert [sample.seq for sample in samples] == list(range(1, N))
-    source.acknowledge(samples[-1].id)
+    source.acknowledge(1 + len(samples))
 
 
 @pytest.mark.parametrize(
     "url",
-    ["serial:///dev/ttyNone9", "recording:none.npz", "tcp://no.such.host.invalid:1", "udp://192.0.2.1:7"],
+    [
+        "serial:///dev/ttyNone9",
+        "recording:none.npz",
+        "tcp://no.such.host.invalid:1",
+        "udp://192.0.2.1:7",
+        "camera:none.mkv",
+    ],
 )
 def test_a_missing_source_is_an_operator_fault_with_a_hint(url):
     with pytest.raises((SourceUnavailable, BadRecording)) as caught:
@@ -226,12 +271,12 @@ def test_a_board_that_dies_is_a_lost_source():
 
 
 def test_a_simulated_run_ends_at_the_same_sample_however_often_it_is_resumed():
-    with make_source("simulated:motor?speed=max&samples=50", after=SampleId(0, boot_of(0), 49)) as source:
+    with make_source("simulated:motor?speed=max&samples=50", after=[SampleId(0, boot_of(0), 49)]) as source:
         assert read_all(source) == []
 
 
 def test_a_real_board_resumed_later_flags_the_gap_and_calls_it_absence_not_loss():
-    after, board = SampleId(0, boot_of(0), 9), fake_board("--speed", "max", "--samples", "50", "--start", "20")
+    after, board = [SampleId(0, boot_of(0), 9)], fake_board("--speed", "max", "--samples", "50", "--start", "20")
     with board as path, make_source(f"serial:{path}", after=after) as source:
         samples = read_all(source)
         assert source.counters["away"] == 10

@@ -25,7 +25,7 @@ def read_all(source):
     pytest.fail("nothing came in 10 s")
 
 
-def played(text, url, after=None):
+def played(text, url, *after):
     with standard_input(text.encode()), make_source(url, after=after) as source:
         return read_all(source), source
 
@@ -103,10 +103,10 @@ def test_a_csv_line_with_other_cells_is_counted():
 
 def test_numbered_lines_are_resumed_and_others_begin_anew():
     lines = "\n".join(json.dumps({"values": [seq], "seq": seq}) for seq in range(5))
-    items, source = played(lines, "stdin:jsonl", after=SampleId(0, 0, 2))
+    items, source = played(lines, "stdin:jsonl", SampleId(0, 0, 2))
     assert [item.seq for item in items] == [3, 4]
     assert seen(source) == {"duplicate": 3}
-    items, source = played('{"values": [1]}\n', "stdin:jsonl", after=SampleId(0, 0, 2))
+    items, source = played('{"values": [1]}\n', "stdin:jsonl", SampleId(0, 0, 2))
     assert [item.id for item in items] == [(0, 1, 0)]
 
 

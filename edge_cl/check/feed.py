@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any, Final
@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from edge_cl import assembly
 from edge_cl.config import Config
 from edge_cl.daemon import POLL_S
+from edge_cl.intake import Urls, source_of
 from firmware_bridge.errors import EndOfSource
 from firmware_bridge.inlet import ITEM_BYTES, Inlet
-from firmware_bridge.registry import make_source
 from firmware_bridge.sample import Label, Sample, Schema
 from firmware_bridge.source import Source, SourceBase
-from firmware_bridge.window import Window
+from firmware_bridge.windows import Windows
 
 LONGEST_WAIT_S: Final = 0.01  # for an observation; caches are nearly as cold then as after a longer one
 LOOK_S, LOOKED_AT = 0.5, 64  # how long, and at how many observations, a look at a source takes at most
@@ -63,16 +63,16 @@ class MadeUp:
 
 
 class Feed:
-    """One observation after the other from the source that a URL names, each with a label to learn it under.
+    """One observation after the other from the source that is named, each with a label to learn it under.
 
     `made_up` of them were not the source's. Raises BridgeError when the source cannot be opened, or is lost.
     """
 
-    def __init__(self, url: str, config: Config, alike: MadeUp) -> None:
+    def __init__(self, urls: Urls, config: Config, alike: MadeUp) -> None:
         self.made_up = 0
         self._config, self._alike = config, alike
-        self._source = _Again(make_source(url))
-        self._window: Window | None = None
+        self._source = _Again(source_of(config, urls))
+        self._window: Windows | None = None
         self._ready: deque[Sample] = deque()
         self._spare = alike.endless()
         self._closing = ExitStack()
@@ -80,7 +80,7 @@ class Feed:
     def __enter__(self) -> Feed:
         with ExitStack() as stack:
             stack.enter_context(self._source)
-            self._window = assembly.make_window(self._alike.task, self._source.schema)
+            self._window = assembly.make_windows(self._alike.task, self._source)
             room = max(self._config.bridge.queue_bytes, self._source.schema.nbytes + ITEM_BYTES)
             self._inlet = Inlet(self._source, room)
             stack.callback(self._inlet.close)
@@ -109,7 +109,7 @@ class Feed:
 
 def look(source: Source, task: assembly.Task) -> NDArray[Any]:
     """Some observations (n, *shape) of an open source, none if none come soon."""
-    window, shown = assembly.make_window(task, source.schema), list[NDArray[Any]]()
+    window, shown = assembly.make_windows(task, source), list[NDArray[Any]]()
     until = time.monotonic() + LOOK_S
     with suppress(EndOfSource):
         while len(shown) < LOOKED_AT and (wait_s := until - time.monotonic()) > 0:
@@ -117,7 +117,7 @@ def look(source: Source, task: assembly.Task) -> NDArray[Any]:
     return np.stack(shown[:LOOKED_AT]) if shown else np.empty((0, *task.shape), task.dtype)
 
 
-def observations(window: Window | None, item: Sample | Label | None) -> list[Sample]:
+def observations(window: Windows | None, item: Sample | Label | None) -> list[Sample]:
     """What a sample of a source completes."""
     if not isinstance(item, Sample):
         return []
@@ -134,6 +134,7 @@ def batch_of(config: Config, task: assembly.Task, schema: Schema, *, can_wait: b
     if can_wait or not rate_hz:
         return most
     rows = schema.rows if task.window is None else task.window[1]
+    rate_hz *= task.n_streams
     look_s = min(schema.rows / rate_hz, POLL_S)
     learnt_at_s = look_s * (config.learning.max_wait_ms / 1e3 // look_s + 1)
     return min(most, 1 + int(learnt_at_s * rate_hz / rows))
@@ -146,7 +147,7 @@ class _Again(SourceBase):
     """
 
     def __init__(self, source: Source) -> None:
-        self._source = source
+        self._source, self.is_queued = source, source.is_queued
         self._last: deque[Sample] = deque(maxlen=MADE_UP)
         self._over = False
 
@@ -161,6 +162,13 @@ class _Again(SourceBase):
     @property
     def counters(self) -> Mapping[str, int]:
         return self._source.counters
+
+    @property
+    def streams(self) -> Sequence[int]:
+        return self._source.streams
+
+    def schema_of(self, stream: int) -> Schema:
+        return self._source.schema_of(stream)
 
     def open(self) -> None:
         self._source.open()

@@ -21,25 +21,25 @@ from edge_cl.check.parts import byte_lines, held
 from edge_cl.check.workload import STEPS, WARM_UP, Stream, Times, Workload
 from edge_cl.config import Config
 from edge_cl.errors import BudgetExceeded, OperatorError
+from edge_cl.intake import Urls, source_of
 from edge_cl.learning.outline import Outline
 from edge_cl.storage.checkpoint import CheckpointStore
 from edge_cl.storage.state_dir import check_state_dir
-from firmware_bridge.registry import make_source
 
 PERCENTILES = {"p50": 50, "p90": 90, "p99": 99, "max": 100}
 Tell = Callable[[str], None]
 
 
-def plan(config: Config, *, source_url: str) -> Checked:
+def plan(config: Config, *, source_url: Urls) -> Checked:
     """The bytes that this configuration would take, part by part; nothing is measured and nothing allocated."""
-    with make_source(source_url) as source:
-        task = assembly.task_of(config, source.schema)
+    with source_of(config, source_url) as source:
+        task = assembly.task_of(config, source.schema, len(source.streams))
     planned = _plan(config, task, assembly.blueprint_of(config, task))
     lines = [CheckLine(f"memory: {part.name}", None, part.nbytes, "bytes") for part in planned.parts]
     return Checked([_memory(config, task, planned.nbytes), *lines], {"replay_samples": planned.replay_samples})
 
 
-def measure(config: Config, *, state: Path | None, source_url: str, tell: Tell = lambda what: None) -> Checked:
+def measure(config: Config, *, state: Path | None, source_url: Urls, tell: Tell = lambda what: None) -> Checked:
     """Measure the learner that this configuration makes of this source; `tell` hears what is being measured.
 
     With `state`, the learner saved there is measured. One that `run` would refuse for its bytes is measured at the

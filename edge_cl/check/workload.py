@@ -18,9 +18,9 @@ from edge_cl.budget import Plan
 from edge_cl.check.feed import MADE_UP, Feed, MadeUp, batch_of, look
 from edge_cl.config import Config
 from edge_cl.heap import give_back, keep
+from edge_cl.intake import Urls, source_of
 from edge_cl.learning.online_learner import OnlineLearner
 from edge_cl.learning.outline import Outline
-from firmware_bridge.registry import make_source
 
 WARM_UP, STEPS, LEAST_STEPS = 20, 200, 50  # with 200 steps the 99th percentile is the third slowest
 LONGEST_RUN_S: Final = 10.0  # after which no more steps are taken than the least
@@ -30,18 +30,18 @@ LONGEST_RUN_S: Final = 10.0  # after which no more steps are taken than the leas
 class Stream:
     """A source as the check needs it: its task, what its observations look like, and how many come for a step."""
 
-    url: str
+    urls: Urls
     task: assembly.Task
     shown: NDArray[Any]  # some observations (n, *shape)
     batch: int
 
     @classmethod
-    def of(cls, config: Config, url: str) -> Stream:
+    def of(cls, config: Config, urls: Urls) -> Stream:
         """Open the source and have a look. Raises BridgeError, OperatorError."""
-        with make_source(url) as source:
-            task = assembly.task_of(config, source.schema)
+        with source_of(config, urls) as source:
+            task = assembly.task_of(config, source.schema, len(source.streams))
             batch = batch_of(config, task, source.schema, can_wait=source.can_wait)
-            return cls(url, task, look(source, task), batch)
+            return cls(urls, task, look(source, task), batch)
 
 
 @dataclass
@@ -94,7 +94,7 @@ class Workload:
         As many steps, or as go into `longest_s`, but not less than LEAST_STEPS of them. Raises BridgeError.
         """
         least, until = min(steps, LEAST_STEPS), time.monotonic() + longest_s
-        with Feed(self.stream.url, self.config, self.made_up) as feed:
+        with Feed(self.stream.urls, self.config, self.made_up) as feed:
             self._steps(feed, Times(), warm_up)
             times, before = Times(), feed.made_up
             while len(times.step) < least or (len(times.step) < steps and time.monotonic() < until):

@@ -6,7 +6,7 @@ adds to the daemon's place in its stream is one more field here, and is then as 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,21 +16,25 @@ from firmware_bridge.sample import Sample, SampleId
 
 Arrays = dict[str, np.ndarray]
 
+BOOTS = 8
+
 # Arrays with these names, or that begin with them and a dot, hold what a sensor saw.
 RAW = ("window", "waiting", "ahead", "room")
 
 
 @dataclass
 class Cursor:
-    """position: id of the last sample taken from the source; a resumed source goes on behind it.
+    """positions: id of the last sample taken of each stream and boot, newest last; a resumed source goes on behind it.
 
-    window: state of a window that is being filled. ahead: observations of that sample not answered yet; waiting:
-    answered and labelled ones not learnt yet. n_labels: classes that have a name. consolidated_steps: how many steps
-    the last consolidation came after. telemetry: samples, labelled, hits. gone: who left the waiting room without a
-    label, by reason. rehearsal_steps: as many as a consolidation has time for, as far as that is known.
+    floor: of frames with a tag, see auth.ReplayFloor. window: state of the windows that are being filled. ahead:
+    observations of that sample not answered yet; waiting: answered and labelled ones not learnt yet. n_labels: classes
+    that have a name. consolidated_steps: how many steps the last consolidation came after. telemetry: samples,
+    labelled, hits. gone: who left the waiting room without a label, by reason. rehearsal_steps: as many as a
+    consolidation has time for, as far as that is known.
     """
 
-    position: SampleId | None = None
+    positions: dict[tuple[int, int], SampleId] = field(default_factory=dict)
+    floor: Mapping[str, Any] = field(default_factory=dict)
     window: dict[str, Any] = field(default_factory=dict)
     ahead: list[Sample] = field(default_factory=list)
     waiting: list[Sample] = field(default_factory=list)
@@ -42,9 +46,18 @@ class Cursor:
     gone: dict[str, int] = field(default_factory=dict)
     rehearsal_steps: int | None = None
 
+    def take(self, taken: SampleId) -> None:
+        """Be behind that sample. Of a stream the last BOOTS boots are remembered: a broker may send of them again."""
+        place = (taken.stream, taken.boot)
+        if self.positions.pop(place, None) is None:
+            older = [place for place in self.positions if place[0] == taken.stream]
+            if len(older) == BOOTS:
+                del self.positions[older[0]]
+        self.positions[place] = taken
+
     def carried_over(self, same_source: bool) -> Cursor:
         """What of it holds for a run on that source or another one: ids and rows are of one source."""
-        return self if same_source else replace(self, position=None, window={}, ahead=[])
+        return self if same_source else replace(self, positions={}, floor={}, window={}, ahead=[])
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         """Arrays and plain values, for `restored`."""
@@ -53,7 +66,8 @@ class Cursor:
             if samples:
                 arrays[name] = np.stack([sample.values for sample in samples])
         return arrays, {
-            "position": None if self.position is None else list(self.position),
+            "positions": [list(position) for position in self.positions.values()],
+            "floor": dict(self.floor),
             "window": {key: value for key, value in self.window.items() if not isinstance(value, np.ndarray)},
             "waiting": _noted(self.waiting),
             "ahead": _noted(self.ahead),
@@ -70,9 +84,11 @@ class Cursor:
     def restored(cls, arrays: Arrays, plain: dict[str, Any]) -> Cursor:
         """The cursor whose state this is."""
         rows = {key.removeprefix("window."): value for key, value in arrays.items() if key.startswith("window.")}
-        position = plain["position"]
+        # Before there were several streams there was one position.
+        told = plain["positions"] if "positions" in plain else [plain["position"] or ()]
         return cls(
-            position=None if position is None else SampleId(*position),
+            positions={(position[0], position[1]): SampleId(*position) for position in told if position},
+            floor=plain.get("floor", {}),
             window={**plain["window"], **rows},
             ahead=_samples(arrays.get("ahead"), plain["ahead"]),
             waiting=_samples(arrays.get("waiting"), plain["waiting"]),

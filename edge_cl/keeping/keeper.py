@@ -22,7 +22,6 @@ from edge_cl.storage.errors import StorageFault
 from edge_cl.storage.journal import Journal
 from edge_cl.storage.journal_folder import remove
 from edge_cl.storage.state_dir import JOURNAL_NAME
-from firmware_bridge.sample import SampleId
 
 COMMIT_S = 10.0  # that a checkpoint or a snapshot waits for the journal to hold all that is in it
 WAIT_S = 0.1  # between two looks whether the disk refuses
@@ -38,8 +37,8 @@ def slow_disk(folder: Path) -> StorageFault:
 class Keeper:
     """Journal and checkpoints of one run, which begins behind journal entry `entry`, with `bases` checkpoints.
 
-    acknowledged: position in the stream up to which everything survives a power cut, None before the first. samples:
-    how many labelled samples of this run do. Without a journal (durability "checkpoint") both follow the checkpoints.
+    acknowledged: of how many items of the source all that was made of them survives a power cut. samples: how many
+    labelled samples of this run do. Without a journal (durability "checkpoint") both follow the checkpoints.
     """
 
     def __init__(
@@ -48,12 +47,12 @@ class Keeper:
         self.has_journal = settings.durability == "sample"
         self.journal: Journal | None = None  # until there are the checkpoints that it is behind
         self.entry = entry
-        self.acknowledged: SampleId | None = None
+        self.acknowledged = 0
         self.samples = 0
         self.fault: StorageFault | None = None  # of the last checkpoint
         self.impatient = False  # whether a source holds back what is not acknowledged
         self._store, self._settings, self._queue_bytes, self._bases = store, settings, queue_bytes, bases
-        self._noted: deque[tuple[int, SampleId | None, int]] = deque()
+        self._noted: deque[tuple[int, int, int]] = deque()
         self._saving: threading.Thread | None = None
         self._crash: BaseException | None = None
         self._saved = entry  # the last entry that a checkpoint of this run holds
@@ -67,8 +66,11 @@ class Keeper:
         """Whether the journal takes another entry of that size now; it does not when the disk is slow or refuses."""
         return not self.has_journal or (self.journal is not None and self.journal.has_room(nbytes))
 
-    def note(self, body: bytes, position: SampleId | None, samples: int, took_s: float) -> None:
-        """Take down an entry, for which there must be room: it is about so many samples, and took so long to do."""
+    def note(self, body: bytes, taken: int, samples: int, took_s: float) -> None:
+        """Take down an entry, for which there must be room, made when so many items of the source were taken.
+
+        It is about so many samples, and took so long to do.
+        """
         self._worked_s += took_s
         if self.journal is None:
             self.entry += 1
@@ -77,7 +79,7 @@ class Keeper:
             assert number is not None, "has_room comes first"
             self.entry = number
         self._written += len(body)
-        self._noted.append((self.entry, position, samples))
+        self._noted.append((self.entry, taken, samples))
 
     @property
     def is_due(self) -> bool:
@@ -130,8 +132,7 @@ class Keeper:
             self.finish_saving()
         durable, before = self.durable, len(self._noted)
         while self._noted and self._noted[0][0] <= durable:
-            _, position, samples = self._noted.popleft()
-            self.acknowledged = position or self.acknowledged
+            _, self.acknowledged, samples = self._noted.popleft()
             self.samples += samples
         return len(self._noted) < before
 

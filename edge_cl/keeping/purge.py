@@ -108,11 +108,13 @@ def _without_samples(arrays: Arrays, meta: dict[str, Any], purged: Purged) -> tu
         for name, value in meta["learner"].items()
     }
     place: dict[str, Any] = {name: [] for name in SAMPLES if name in meta}
-    if "window.rows" in arrays:
-        purged.window_rows = len(arrays["window.rows"])
-        window = meta["window"]
-        place["window"] = {**window, "skip": 0, "gap": 1, "gap_rows": window["gap_rows"] + purged.window_rows}
-    emptied = {name: array if name == "window.last" else array[:0] for name, array in arrays.items() if _is_raw(name)}
+    place["window"] = dict(meta.get("window", {}))
+    for stream in (name.split(".")[1] for name in arrays if name.startswith("window.") and name.endswith(".rows")):
+        held = len(arrays[f"window.{stream}.rows"])
+        purged.window_rows += held
+        told = {"skip": 0, "gap": 1, "gap_rows": meta["window"][f"{stream}.gap_rows"] + held}
+        place["window"] |= {f"{stream}.{key}": value for key, value in told.items()}
+    emptied = {name: array[:0] for name, array in arrays.items() if _is_raw(name)}
     return arrays | emptied, {**meta, "learner": learner, **place}
 
 

@@ -28,9 +28,10 @@ class Saved:
     label_names: tuple[str, ...]
 
 
-def described(config: Config, schema: Schema) -> dict[str, Any]:
+def described(config: Config, schema: Schema, n_streams: int) -> dict[str, Any]:
     """What `load_saved` needs of a checkpoint's meta, beside the learner's own state and `label_names`."""
-    return {"config": config.model_dump(mode="json"), "schema": json.loads(json.dumps(asdict(schema)))}
+    told = {"config": config.model_dump(mode="json"), "schema": json.loads(json.dumps(asdict(schema)))}
+    return {**told, "n_streams": n_streams}
 
 
 def load_saved(state: Path) -> Saved:
@@ -57,7 +58,7 @@ def rebuilt(found: Checkpoint, state: Path) -> Saved:
             f"{state}: the checkpoint does not say how its learner is configured, as this edge_cl would read it",
             hint="start the edge_cl that wrote it once more and stop it, then this one; or name another directory",
         ) from None
-    task = assembly.task_of(config, schema)
+    task = assembly.task_of(config, schema, found.meta.get("n_streams", 1))
     blueprint = assembly.blueprint_of(config, task)
     learner = assembly.make_learner(config, task, blueprint, assembly.plan_of(config, task, blueprint), seed=0)
     learner.restore(found.arrays, found.meta["learner"])

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 from firmware_bridge.board import Board
 from firmware_bridge.errors import EndOfSource, SourceLost, SourceUnavailable
 from firmware_bridge.frame import CTRL_SAY_HELLO, Ack, Control, Time
+from firmware_bridge.receipts import Receipts
 from firmware_bridge.sample import Label, Sample, SampleId, Schema
 from firmware_bridge.source import SourceBase
 from firmware_bridge.sources.line import Line, LineBrokenError
@@ -25,36 +28,47 @@ _TRY_SOON_S = 0.05  # if nobody could be asked yet
 # A line that is silent that long may have a board at its end that restarted and waits to be asked. Then twice as long.
 SILENT_S, MOST_SILENT_S = 1.0, 4.0
 RETRY_S = 0.25  # between two attempts to open a line that broke
-ACK_EVERY_S = 1.0
+ACK_EVERY_S = FLOOR_EVERY_S = 1.0
+REPLAYS_SAID = 3  # in a row are no frame that was on its way
+REPLAYS = "with a key the board's boot id must rise from start to start, and its time from frame to frame"
 
 
 class BoardSource(SourceBase):
-    """Samples of one stream of the board at the end of a line.
+    """Samples of one or more streams of the board at the end of a line.
 
     stream: which of the board's streams, default its first. wait: seconds that open() waits for the board's HELLO;
     without one the schema is taken from the first sample. reconnect: seconds that a broken line is tried again, inf for
-    ever, 0 not at all. after: see make_source.
+    ever, 0 not at all. after: see make_source. floor: the replay floor to go on from; the attribute is the one to keep,
+    and not above what is safe.
     """
 
     can_wait = False
+    has_clock = True
 
     def __init__(
         self,
         line: Line,
         *,
-        after: SampleId | None = None,
-        stream: int | None = None,
+        after: Sequence[SampleId] = (),
+        stream: Sequence[int] = (),
         wait: float = 3.0,
         reconnect: float = math.inf,
+        floor: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self._line, self._wait_s, self._patience_s = line, wait, reconnect
-        self._board = Board(line.name, line.decoder, stream=stream, after=after)
+        self._board = Board(line.name, line.decoder, streams=stream, after=after)
         self._is_open = self._is_there = self._asked = False
         self._reconnects = 0
         self._gone_at: float | None = None  # until a frame comes again
         self._there_at = self._retry_at = self._ask_at = self._ack_at = 0.0
         self._silent_s = SILENT_S
-        self._acknowledged: SampleId | None = None  # by the learner's thread
+        self._handed_out = 0
+        self._receipts = Receipts[SampleId](ACK_EVERY_S)
+        line.decoder.set_floor(floor)
+        self.floor: Mapping[str, Any] = line.decoder.floor()
+        self._floors = Receipts[Mapping[str, Any]](FLOOR_EVERY_S)
+        self._refused = 0  # frames that were no newer than others, since the last good one
+        self._safe = 0  # of what was handed out; set by the learner's thread
         self._told: SampleId | None = None  # by the one that reads
         self.clock = ClockSync()
         self._clock_boot: int | None = None
@@ -63,6 +77,15 @@ class BoardSource(SourceBase):
     def schema(self) -> Schema:
         """What this source's samples look like."""
         return self._board.schema
+
+    @property
+    def streams(self) -> Sequence[int]:
+        """Those that its samples are of, as the board numbers them."""
+        return self._board.streams
+
+    def schema_of(self, stream: int) -> Schema:
+        """As the board announced it."""
+        return self._board.schemas[stream]
 
     @property
     def counters(self) -> Mapping[str, int]:
@@ -102,9 +125,9 @@ class BoardSource(SourceBase):
         """UNIX time in µs at which the sample was taken, None while that is not known, as of boards without TIME."""
         return self.clock.host_us(sample.time_us) if sample.boot == self._clock_boot else None
 
-    def acknowledge(self, upto: SampleId) -> None:
-        """Tell the board, within a second, that it may forget its samples up to this one."""
-        self._acknowledged = upto  # the thread that reads sends it
+    def acknowledge(self, n: int) -> None:
+        """Tell the board, within two seconds, that it may forget these samples."""
+        self._safe = n  # the thread that reads sends it
 
     def read(self, timeout_s: float) -> Sample | Label | None:
         """Next sample or late label, None if none came in time, as while the line is away.
@@ -122,7 +145,13 @@ class BoardSource(SourceBase):
             self._step(max(0.0, deadline - time.monotonic()))
             if not board.ready and board.ended is None and time.monotonic() >= deadline:
                 return None
-        return board.ready.popleft()
+        item = board.ready.popleft()
+        self._handed_out += 1
+        if isinstance(item, Sample):
+            self._receipts.note(self._handed_out, item.id, time.monotonic())
+        if not board.ready:
+            self._floors.note(self._handed_out, self._line.decoder.floor(), time.monotonic())
+        return item
 
     def _wait_for_schema(self, deadline: float) -> None:
         board = self._board
@@ -149,8 +178,13 @@ class BoardSource(SourceBase):
         data = self._line.receive(timeout_s)
         if not data:
             return
-        if self._board.feed(data) and self._gone_at is not None:
-            self._back(self._gone_at)
+        replays = self._line.decoder.counters["replay"]
+        if self._board.feed(data):
+            self._refused = 0
+            if self._gone_at is not None:
+                self._back(self._gone_at)
+        elif (more := self._line.decoder.counters["replay"] - replays) > 0:
+            self._refuse(more)
         self._hear_times()
         if self._asked and not self._board.awaits_hello:
             self._silent_s = SILENT_S
@@ -166,10 +200,11 @@ class BoardSource(SourceBase):
             self._silent_s = min(2 * self._silent_s, MOST_SILENT_S)
         while self._board.answers:
             self._line.send(self._board.answers.popleft())
-        upto = self._acknowledged
-        if upto is not None and upto != self._told and now >= self._ack_at:
-            if self._line.send(Ack(*upto)):
+        if now >= self._ack_at:
+            upto = self._receipts.safe(self._safe)
+            if upto is not None and upto != self._told and self._line.send(Ack(*upto)):
                 self._told = upto
+            self.floor = self._floors.safe(self._safe) or self.floor
             self._ack_at = now + ACK_EVERY_S
         if not self._board.awaits_hello:  # a board that says nothing of itself does not answer either
             self._ask_time()
@@ -180,7 +215,7 @@ class BoardSource(SourceBase):
             self.clock.forget()
             self._clock_boot = boot
         if boot is not None and self.clock.due(now_us):
-            self._line.send(Time(self._board.stream or 0, boot, now_us, 0))
+            self._line.send(Time(0, boot, now_us, 0))
 
     def _hear_times(self) -> None:
         now_us = time.time_ns() // 1000
@@ -216,6 +251,12 @@ class BoardSource(SourceBase):
             self._silent_s = SILENT_S
         return self._is_there
 
+    def _refuse(self, more: int) -> None:
+        """A board that starts anew under a boot id of before would otherwise be silent for no reason that shows."""
+        before, self._refused = self._refused, self._refused + more
+        if before < REPLAYS_SAID <= self._refused:
+            self._board.said = f"{self._line.name}: frames are refused as replays: {REPLAYS}"
+
     def _back(self, gone_at: float) -> None:
         """Only a frame shows that the board is there again: an open line alone may break at once."""
         self._gone_at = None
@@ -224,6 +265,8 @@ class BoardSource(SourceBase):
 
     def _silent(self) -> SourceUnavailable:
         name, heard = self._line.name, self._board.heard
+        if self._line.decoder.counters["replay"]:
+            return SourceUnavailable(f"{name}: all its frames are older than what came before ({heard})", hint=REPLAYS)
         if heard:
             return SourceUnavailable(f"{name}: bytes came, but no frame ({heard})", hint=self._line.no_frames)
         return SourceUnavailable(

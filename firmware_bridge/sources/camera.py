@@ -14,7 +14,7 @@ import re
 import secrets
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import numpy as np
 from firmware_bridge.devices import devices
 from firmware_bridge.errors import BadSourceUrl, EndOfSource, SourceLost, SourceUnavailable
 from firmware_bridge.options import one_of, patience, seconds, whole
-from firmware_bridge.sample import Sample, SampleId, Schema
+from firmware_bridge.sample import Sample, SampleId, Schema, newest_of
 from firmware_bridge.source import SourceBase
 from firmware_bridge.sources.camera_process import (
     END,
@@ -71,7 +71,7 @@ class Camera(SourceBase):
         self,
         target: str,
         *,
-        after: SampleId | None = None,
+        after: Sequence[SampleId] = (),
         width: int | None = None,
         height: int | None = None,
         fit: str = "crop",
@@ -153,8 +153,8 @@ class Camera(SourceBase):
             if not file.is_file():
                 raise SourceUnavailable(f"{self._name}: no such video file", hint="cameras are camera:0, camera:1 …")
             self._boot = zlib.crc32(f"{file.name} {file.stat().st_size}".encode()) & 0xFFFF
-            if self._after is not None and self._after.boot == self._boot:
-                self._next = self._after.seq + 1
+            if last := newest_of(self._after, self._boot):
+                self._next = last.seq + 1
             return
         self._boot = secrets.randbelow(1 << 16)
         if self._kind == "device":

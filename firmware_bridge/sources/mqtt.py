@@ -1,10 +1,10 @@
 """A topic of an MQTT broker: messages from the link through the board's rules to samples and labels.
 
-    mqtt://HOST[:PORT]/TOPIC?stream=0&client=NAME&tls=1&ca=FILE&user=NAME&password=@FILE
+    mqtt://HOST[:PORT]/TOPIC?stream=0&client=NAME&tls=1&ca=FILE&user=NAME&password=@FILE&key=@FILE
 
 Samples, HELLO and labels come on TOPIC, labels on TOPIC/labels, too; mqtt_payload.py says what a message holds. A
 message is acknowledged once the learner has what was in it safe, so a broker that keeps the session sends again what
-was not. A sample that comes again is dropped by its id. Knows no network.
+was not. What comes again is dropped by its id. Knows no network.
 """
 
 from __future__ import annotations
@@ -15,18 +15,20 @@ import threading
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from firmware_bridge.auth import board_key, key_option
 from firmware_bridge.board import Board
 from firmware_bridge.errors import BadSourceUrl, EndOfSource, SourceLost, SourceUnavailable
-from firmware_bridge.hello import Hello
-from firmware_bridge.options import flag, in_file, patience, seconds, whole, words
+from firmware_bridge.options import flag, in_file, patience, seconds, streams, whole, words
+from firmware_bridge.receipts import Receipts
 from firmware_bridge.sample import Label, Sample, SampleId, Schema
 from firmware_bridge.source import SourceBase
 from firmware_bridge.sources.deliveries import GONE, Deliveries
@@ -37,22 +39,23 @@ _FORM = "such as mqtt://localhost:1883/motor?client=learner"
 _WEEK_S = 7 * 86400
 _SLICE_S = 0.05  # how long what may be acknowledged waits for it
 _HELLO_S = 0.5  # a retained HELLO comes at once
+_FLOOR_EVERY_S = 1.0  # see Receipts
 _MAX_EARLY, _MAX_EARLY_BYTES = 256, 4 << 20  # of what waits for it; the bytes are those of one message at most
-
-AGAIN = object()  # key of a message that was taken in over an earlier connection
 
 
 class Mqtt(SourceBase):
-    """Samples of one stream that come on a topic.
+    """Samples of one or more streams that come on a topic.
 
     client: id at the broker, default this machine's and the topic's. session: seconds that the broker keeps messages
     for us; 0: it keeps nothing, nobody is told what arrived, and what cannot be taken at once is lost. unacknowledged:
     most messages that the broker sends before it waits; the learner must be able to keep one of so many. wait: seconds
-    that open() waits for a HELLO or a sample, of which the schema is taken. stream, after, reconnect: see BoardSource.
+    that open() waits for a HELLO or a sample, of which the schema is taken. key: secret that frames are signed with.
+    stream, after, reconnect: see BoardSource; after has the latest boots, for what was sent in them may come again.
+    floor: the replay floor to go on from. The attribute is the one to keep, and never above a label that is not safe.
     """
 
     OPTIONS: Mapping[str, Callable[[str], Any]] = {
-        "stream": whole(0, 0xFFFF),
+        "stream": streams,
         "client": words,
         "session": whole(0, 0xFFFFFFFF),
         "unacknowledged": whole(1, 0xFFFF),
@@ -62,14 +65,15 @@ class Mqtt(SourceBase):
         "ca": Path,
         "user": words,
         "password": in_file,
+        "key": key_option,
     }
 
     def __init__(
         self,
         target: str,
         *,
-        after: SampleId | None = None,
-        stream: int | None = None,
+        after: Sequence[SampleId] = (),
+        stream: Sequence[int] = (),
         client: str | None = None,
         session: int = _WEEK_S,
         unacknowledged: int = 1000,
@@ -79,6 +83,8 @@ class Mqtt(SourceBase):
         ca: Path | None = None,
         user: str | None = None,
         password: Path | None = None,
+        key: bytes | None = None,
+        floor: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         host, port, self._topic = _parts(target)
         if (ca is not None and not tls) or (password is not None and user is None):
@@ -88,12 +94,15 @@ class Mqtt(SourceBase):
         self.needs_acknowledgement = session > 0  # the broker holds back what comes after too many that are not safe
         self.can_wait = session > 0  # else the broker sends whether we keep up or not
         self._wait_s, self._most = wait, unacknowledged
-        self._decoder = PayloadDecoder(stream)
-        self._board = Board(self._name, self._decoder, stream=stream, after=after)
-        self._deliveries = Deliveries()
+        self._decoder = PayloadDecoder(stream[0] if stream else 0, None if key is None else board_key(key))
+        self._decoder.set_floor(floor)
+        self.floor: Mapping[str, Any] = self._decoder.floor()
+        self._floors = Receipts[Mapping[str, Any]](_FLOOR_EVERY_S)
+        self._board = Board(self._name, self._decoder, streams=stream, after=after)
+        self._deliveries = Deliveries(after)
         self._lock = threading.Lock()  # of the deliveries: acknowledge() is called by the learner's thread
         self._early: list[Message] = []  # came before the schema was known
-        self._retained = self._labels_again = 0
+        self._retained = self._handed_out = 0
         self._client_id = client or (_own_id(self._name) if session else f"edge-cl-{uuid.uuid4().hex[:12]}")
         self._make_link = partial(
             Link,
@@ -112,6 +121,15 @@ class Mqtt(SourceBase):
         return self._board.schema
 
     @property
+    def streams(self) -> Sequence[int]:
+        """Those that its samples are of, as the device numbers them."""
+        return self._board.streams
+
+    def schema_of(self, stream: int) -> Schema:
+        """As announced."""
+        return self._board.schemas[stream]
+
+    @property
     def said(self) -> str:
         """Text of the last event: the broker gone or back, or a line from the board."""
         return self._board.said
@@ -121,8 +139,7 @@ class Mqtt(SourceBase):
         """Faults of messages, what the sequence numbers tell, retained samples, and how often the broker came back."""
         own = {"retained": self._retained, "reconnects": self._link.reconnects}
         board = self._board.counters
-        again = self._labels_again + self._deliveries.n_again
-        return {**board, **own, "duplicate": board["duplicate"] + again}
+        return {**board, **own, "duplicate": board["duplicate"] + self._deliveries.n_again}
 
     def open(self) -> None:
         """Subscribe, and learn the schema. Raises SourceUnavailable."""
@@ -139,10 +156,11 @@ class Mqtt(SourceBase):
         self._acknowledge_due()
         self._link.close()
 
-    def acknowledge(self, upto: SampleId) -> None:
+    def acknowledge(self, n: int) -> None:
         """The broker will be told, when the source is read or closed, that it need not send those again."""
         with self._lock:
-            self._deliveries.safe(upto)
+            self._deliveries.safe(n)
+            self.floor = self._floors.safe(n) or self.floor
 
     def read(self, timeout_s: float) -> Sample | Label | None:
         """Next sample or late label, None if none came in time; a broker that is gone is waited for.
@@ -157,6 +175,7 @@ class Mqtt(SourceBase):
             self._pump(deadline)
             if not ready and self._board.ended is None and time.monotonic() >= deadline:
                 return None
+        self._handed_out += 1
         return ready.popleft()
 
     def _look_for_hello(self) -> None:
@@ -189,15 +208,20 @@ class Mqtt(SourceBase):
             keys = [self._hear(message) for message in self._early]
             if not self._board.settle():
                 raise self._silent()
-            self._note(zip(self._early, keys, strict=True))
+            for message, key in zip(self._early, keys, strict=True):
+                self._note(message, key)
             self._early.clear()
 
     def _silent(self) -> SourceUnavailable:
-        if self._board.heard:
+        what = f"messages came, but no sample ({self._board.heard})"
+        if self._decoder.counters["auth"]:
+            hint = "is key=@FILE the sender's? with a key JSON is refused, and without one what has a tag"
+        elif self._board.heard:
             hint = 'a message is a frame as docs/WIRE.md has it, or JSON such as {"values": [1.5, 2]}'
-            return SourceUnavailable(f"{self._name}: messages came, but no sample ({self._board.heard})", hint=hint)
-        hint = f"is {self._topic!r} the topic that the device sends to? wait longer with ?wait=…"
-        return SourceUnavailable(f"{self._name}: nothing came in {self._wait_s:g} s", hint=hint)
+        else:
+            what = f"nothing came in {self._wait_s:g} s"
+            hint = f"is {self._topic!r} the topic that the device sends to? wait longer with ?wait=…"
+        return SourceUnavailable(f"{self._name}: {what}", hint=hint)
 
     def _pump(self, deadline: float) -> None:
         self._acknowledge_due()
@@ -224,38 +248,49 @@ class Mqtt(SourceBase):
         self._board.said = text
 
     def _take(self, message: Message) -> None:
+        with self._lock:
+            if message.again and self._deliveries.is_again(message.packet):
+                return
         if not self._board.is_known and not is_hello(message.payload):
             self._early.append(message)
             return
-        self._note([(message, self._hear(message))])
-        if self._early and self._board.is_known:
-            self._note([(early, self._hear(early)) for early in self._early])
+        key = self._hear(message)
+        if self._board.is_known:
+            for early in self._early:  # which came before it, and are acknowledged before it
+                self._note(early, self._hear(early))
             self._early.clear()
+        self._note(message, key)
 
-    def _hear(self, message: Message) -> Hashable | None:
-        """Tell the board what is in the message; the key of the sample or label in it, if there is one."""
-        with self._lock:
-            if message.again and self._deliveries.is_again(message.packet):
-                return AGAIN
-        for event in self._decoder.feed(message.payload):
-            if message.retained and not isinstance(event, Hello):
-                self._retained += 1  # as old as the broker likes: nobody knows whether it was learnt before
-            elif isinstance(event, Label) and self._deliveries.holds(event):
-                self._labels_again += 1
-                return event
-            else:
-                self._board.take(event)
-                return event.id if isinstance(event, Sample) else event if isinstance(event, Label) else None
+    def _hear(self, message: Message) -> SampleId | Label | None:
+        """Tell the board what is in the message; the key of the sample or label in it, if it is handed out."""
+        if message.retained and not is_hello(message.payload):
+            self._retained += 1  # as old as the broker likes: nobody knows whether it was learnt before
+            return None
+        n_ready = len(self._board.ready)
+        for event in self._decoder.feed(message.payload):  # one at most
+            key = event.id if isinstance(event, Sample) else event if isinstance(event, Label) else None
+            if self._came_before(key, message.again):
+                return None
+            self._board.take(event)
+            return key if len(self._board.ready) > n_ready or not self._board.is_known else None
         return None
 
-    def _note(self, heard: Iterable[tuple[Message, Hashable | None]]) -> None:
-        """Note of each message whether what is in it is handed out, or was and is not safe yet."""
-        ready = {item.id if isinstance(item, Sample) else item for item in self._board.ready}
+    def _came_before(self, key: SampleId | Label | None, again: bool) -> bool:
+        """Whether it was handed out already; what only its number tells, and not its boot, is left to the board.
+
+        To the board a sample of an earlier boot is another restart, although the broker only sends it again.
+        """
         with self._lock:
-            for message, key in heard:
-                if key is not AGAIN:
-                    held = key in ready or self._deliveries.holds(key)
-                    self._deliveries.note(message.packet, key if held else None)
+            if again and isinstance(key, SampleId) and key.boot != self._board.boot and self._deliveries.passed(key):
+                return True
+            return self._deliveries.holds(key)
+
+    def _note(self, message: Message, key: SampleId | Label | None) -> None:
+        n_handed_out = self._handed_out + len(self._board.ready)
+        with self._lock:
+            self._deliveries.note(message.packet, n_handed_out, key)
+            if key is not None:
+                self._floors.note(n_handed_out, self._decoder.floor(), time.monotonic())
 
 
 def _parts(target: str) -> tuple[str, int | None, str]:

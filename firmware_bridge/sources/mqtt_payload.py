@@ -5,8 +5,8 @@
     {"streams": {…}, …}                                                                         HELLO, see hello.py
 
 Values become the announced dtype, float32 where none was announced. A sender that counts says seq, and boot if it may
-start anew; for one that does not, the samples are counted as they come. Nothing that arrives can raise: each fault is
-counted by reason. Knows no broker.
+start anew; for one that does not, the samples are counted as they come. With a key only frames that carry its tag are
+taken; JSON carries none. Nothing that arrives can raise: each fault is counted by reason. Knows no broker.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from firmware_bridge.auth import Key, ReplayFloor
 from firmware_bridge.decoder import BodyDecoder, FrameFaultError
 from firmware_bridge.hello import Hello, parse_hello
 from firmware_bridge.sample import Label, Sample, Values
@@ -31,13 +32,14 @@ MAX_JSON_BYTES = 1 << 20
 class PayloadDecoder(BodyDecoder):
     """Payloads in, events out; `counters` holds the faults by reason, "json" for text that is none.
 
-    stream: of a sample or label that does not say it.
+    stream: of a sample or label that does not say it. key: that frames are signed with.
     """
 
-    def __init__(self, stream: int | None = None) -> None:
-        super().__init__()
+    def __init__(self, stream: int = 0, key: Key | None = None) -> None:
+        super().__init__(key)
+        self._floor = _Floor()
         self.counters["json"] = 0
-        self._stream = stream or 0
+        self._stream = stream
         self._dtypes: dict[int, np.dtype[Any]] = {}  # as announced
         self._boot, self._next = secrets.randbelow(1 << 16), 0  # of samples that nobody counted before
 
@@ -48,7 +50,11 @@ class PayloadDecoder(BodyDecoder):
 
     def feed(self, data: bytes) -> list[Event]:
         """Event of one message, if it is of use."""
-        event = self._from_json(data) if data[:1] in (b"{", b"[") else self.decode_datagram(data)
+        is_json = data[:1] in (b"{", b"[")
+        if is_json and self._key is not None:
+            self.counters["auth"] += 1
+            return []
+        event = self._from_json(data) if is_json else self.decode_datagram(data)
         if isinstance(event, Hello):
             self._dtypes = {stream: np.dtype(schema.dtype) for stream, schema in event.streams.items()}
         return [] if event is None else [event]
@@ -98,6 +104,14 @@ class PayloadDecoder(BodyDecoder):
         if not _is_label(label) or type(confidence) not in (int, float) or not 0 <= confidence <= 1:
             raise FrameFaultError("label")
         return Label(stream, boot, seq, label, source, float(confidence))
+
+
+class _Floor(ReplayFloor):
+    """One that the same HELLO may reach again: the broker sends the one that it retains at each connection."""
+
+    def rises(self, kind: int, stream: int, boot: int, count: int) -> bool:
+        is_same = kind == HELLO and self.state().get(f"{kind}:{stream}") == [boot, count]
+        return is_same or super().rises(kind, stream, boot, count)
 
 
 def is_hello(payload: bytes) -> bool:

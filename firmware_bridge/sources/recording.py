@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from firmware_bridge.errors import BadRecording, EndOfSource, SourceLost
 from firmware_bridge.options import name, part, whole
 from firmware_bridge.options import speed as parse_speed
-from firmware_bridge.sample import HeldOut, Sample, SampleId, Schema, Values
+from firmware_bridge.sample import HeldOut, Sample, SampleId, Schema, Values, newest_of
 from firmware_bridge.source import SourceBase
 from firmware_bridge.sources.recording_file import RecordingFile, load
 from firmware_bridge.sources.split import ordered, split_by_time
@@ -29,7 +29,7 @@ class Recording(SourceBase):
     order: file, class (label after label), or the name of a mark in the file such as load_hp; in each the file's order.
     test: hold out the last part of each class as test split, if the file has none; within: of each class within each
     value of this mark. limit: play only the first so many. speed: 1 plays at the recording's own mean pace, inf as fast
-    as it is read. after: go on behind this sample if it is of this recording, played likewise, else from the start.
+    as it is read. after: go on behind the one of these that is of this recording, played likewise, else from its start.
     """
 
     OPTIONS: Mapping[str, Callable[[str], Any]] = {
@@ -45,7 +45,7 @@ class Recording(SourceBase):
         self,
         path: str,
         *,
-        after: SampleId | None = None,
+        after: Sequence[SampleId] = (),
         order: str = "file",
         test: float | None = None,
         within: str | None = None,
@@ -75,8 +75,8 @@ class Recording(SourceBase):
         self._order = ordered(rows, self._key(file))
         # The order belongs to the identity: seq 7 in class order is another sample than seq 7 of the file.
         self._boot = zlib.crc32(self._order.tobytes(), file.identity) & 0xFFFF
-        resumed = self._after is not None and self._after.boot == self._boot
-        self._first = self._next = self._after.seq + 1 if self._after is not None and resumed else 0
+        last = newest_of(self._after, self._boot)
+        self._first = self._next = 0 if last is None else last.seq + 1
         self._end = min(len(self._order), self._limit or len(self._order))
         self.schema, self._file = file.schema, file
         self.counters["nonfinite_held_out"] = file.nonfinite_held_out

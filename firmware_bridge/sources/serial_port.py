@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import errno
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import serialx
@@ -17,7 +18,7 @@ import serialx
 from firmware_bridge.auth import board_key, host_key, key_option
 from firmware_bridge.errors import SourceUnavailable
 from firmware_bridge.frame import Event, FrameDecoder, encode
-from firmware_bridge.options import patience, seconds, whole
+from firmware_bridge.options import patience, seconds, streams, whole
 from firmware_bridge.sample import SampleId
 from firmware_bridge.sources.board_source import BoardSource
 from firmware_bridge.sources.line import LineBrokenError, Signature
@@ -109,7 +110,7 @@ class SerialPort(BoardSource):
 
     OPTIONS: Mapping[str, Callable[[str], Any]] = {
         "baud": whole(50, 20_000_000),
-        "stream": whole(0, 0xFFFF),
+        "stream": streams,
         "wait": seconds,
         "reconnect": patience,
         "key": key_option,
@@ -119,14 +120,17 @@ class SerialPort(BoardSource):
         self,
         path: str,
         *,
-        after: SampleId | None = None,
+        after: Sequence[SampleId] = (),
         baud: int = 115200,
-        stream: int | None = None,
+        stream: Sequence[int] = (),
         wait: float = 3.0,
         reconnect: float = math.inf,
         key: bytes | None = None,
+        floor: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        super().__init__(SerialLine(path, baud, key), after=after, stream=stream, wait=wait, reconnect=reconnect)
+        super().__init__(
+            SerialLine(path, baud, key), after=after, stream=stream, wait=wait, reconnect=reconnect, floor=floor
+        )
 
 
 def unavailable(path: str, exc: Exception) -> SourceUnavailable:

@@ -10,14 +10,14 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from firmware_bridge.errors import BadSourceUrl, SourceLost, SourceUnavailable
 from firmware_bridge.motor import boot_of
 from firmware_bridge.options import speed as parse_speed
 from firmware_bridge.options import whole
-from firmware_bridge.sample import Label, Sample, SampleId, Schema
+from firmware_bridge.sample import Label, Sample, SampleId, Schema, newest_of
 from firmware_bridge.source import SourceBase
 from firmware_bridge.sources.serial_port import SerialPort
 
@@ -34,13 +34,14 @@ class Simulated(SourceBase):
     sample if it is of the same boot, else from the start.
     """
 
+    has_clock = True
     OPTIONS: Mapping[str, Callable[[str], Any]] = {"speed": parse_speed, "samples": whole(1), "seed": whole(0)}
 
     def __init__(
         self,
         model: str,
         *,
-        after: SampleId | None = None,
+        after: Sequence[SampleId] = (),
         seed: int = 0,
         speed: float = 1.0,
         samples: int | None = None,
@@ -49,8 +50,9 @@ class Simulated(SourceBase):
             raise BadSourceUrl(f"simulated:{model}: no such model", hint="the only model is simulated:motor")
         # Faster than real time the board waits for the line; in real time it drops what the line does not take.
         self.can_wait = speed > 1
-        self._after = after if after is not None and after.boot == boot_of(seed) else None
-        self._arguments = (seed, speed, samples, 0 if self._after is None else self._after.seq + 1)
+        last = newest_of(after, boot_of(seed))
+        self._after = [] if last is None else [last]
+        self._arguments = (seed, speed, samples, 0 if last is None else last.seq + 1)
         self._process: subprocess.Popen[str] | None = None
         self._port = SerialPort("", wait=_HELLO_WAIT_S, reconnect=0)
 
@@ -101,6 +103,10 @@ class Simulated(SourceBase):
             process.wait()
         if process.stdout is not None:
             process.stdout.close()
+
+    def host_us(self, sample: Sample) -> int | None:
+        """As of any board."""
+        return self._port.host_us(sample)
 
     def read(self, timeout_s: float) -> Sample | Label | None:
         """Next sample, None if none came in time. Raises EndOfSource, SourceLost."""

@@ -12,7 +12,7 @@ import os
 import select
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -54,7 +54,7 @@ class Stdin(SourceBase):
         self,
         form: str,
         *,
-        after: SampleId | None = None,
+        after: Sequence[SampleId] = (),
         dtype: str = "float32",
         shape: tuple[int, ...] | None = None,
         labels: tuple[str, ...] = (),
@@ -70,13 +70,13 @@ class Stdin(SourceBase):
         self._form, self._stream, self._wait_s = form, stream, wait
         self._is_known = shape is not None
         self._after = after
-        self._tracker = SequenceTracker(None if after is None else (after.boot, after.seq))
+        self._tracker = SequenceTracker((after[-1].boot, after[-1].seq) if after else None)
         self._faults = dict.fromkeys(REASONS, 0)
         self._input: int | None = None
         self._partial = bytearray()
         self._skipping = self._is_over = False
         self._ready: deque[Sample | Label] = deque()
-        self._boot = 0 if after is None else (after.boot + 1) & 0xFFFF
+        self._boot = (after[-1].boot + 1) & 0xFFFF if after else 0
         self._next, self._gap = 0, False
         self._opened_at = 0.0
 

@@ -12,13 +12,14 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from firmware_bridge.auth import board_key, host_key, key_option
 from firmware_bridge.errors import BadSourceUrl, SourceUnavailable
 from firmware_bridge.frame import Event, FrameDecoder, encode
-from firmware_bridge.options import one_of, patience, seconds, whole
+from firmware_bridge.options import one_of, patience, seconds, streams
 from firmware_bridge.packet import LengthDecoder, encode_packet
 from firmware_bridge.sample import SampleId
 from firmware_bridge.sources.board_source import BoardSource
@@ -184,7 +185,7 @@ class Tcp(BoardSource):
     """
 
     OPTIONS: Mapping[str, Callable[[str], Any]] = {
-        "stream": whole(0, 0xFFFF),
+        "stream": streams,
         "wait": seconds,
         "reconnect": patience,
         "framing": one_of("length", "cobs"),
@@ -196,16 +197,17 @@ class Tcp(BoardSource):
         self,
         target: str,
         *,
-        after: SampleId | None = None,
-        stream: int | None = None,
+        after: Sequence[SampleId] = (),
+        stream: Sequence[int] = (),
         wait: float = 3.0,
         reconnect: float = math.inf,
         framing: str = "length",
         key: bytes | None = None,
+        floor: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         host, port = address(target, _HINT)
         line = type(self)._LINE(host, port, framing, key)
-        super().__init__(line, after=after, stream=stream, wait=wait, reconnect=reconnect)
+        super().__init__(line, after=after, stream=stream, wait=wait, reconnect=reconnect, floor=floor)
 
 
 class TcpListener(Tcp):

@@ -10,15 +10,16 @@ import math
 import select
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from types import MappingProxyType
 from typing import Any
 
 from firmware_bridge.auth import board_key, host_key, key_option
 from firmware_bridge.decoder import BodyDecoder
 from firmware_bridge.errors import SourceUnavailable
 from firmware_bridge.frame import Event
-from firmware_bridge.options import seconds, whole
+from firmware_bridge.options import seconds, streams
 from firmware_bridge.packet import MAX_DATAGRAM_BYTES, encode_datagram
 from firmware_bridge.sample import SampleId
 from firmware_bridge.sources.board_source import BoardSource
@@ -126,19 +127,20 @@ class Udp(BoardSource):
     key: secret that frames are signed with.
     """
 
-    OPTIONS: Mapping[str, Callable[[str], Any]] = {"stream": whole(0, 0xFFFF), "wait": seconds, "key": key_option}
+    OPTIONS: Mapping[str, Callable[[str], Any]] = {"stream": streams, "wait": seconds, "key": key_option}
 
     def __init__(
         self,
         target: str,
         *,
-        after: SampleId | None = None,
-        stream: int | None = None,
+        after: Sequence[SampleId] = (),
+        stream: Sequence[int] = (),
         wait: float = 3.0,
         key: bytes | None = None,
+        floor: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self._udp = UdpLine(*address(target, _HINT, default=LOOPBACK), key)
-        super().__init__(self._udp, after=after, stream=stream, wait=wait, reconnect=math.inf)
+        super().__init__(self._udp, after=after, stream=stream, wait=wait, reconnect=math.inf, floor=floor)
 
     @property
     def counters(self) -> Mapping[str, int]:

@@ -42,7 +42,10 @@ class FarEnd(Protocol):
     is_stream: bool
     hears: bool
     encode: Callable[..., bytes]
-    decoder: HostDecoder
+
+    @property
+    def decoder(self) -> HostDecoder:
+        """Understands the host's requests."""
 
     @property
     def is_there(self) -> bool:

@@ -6,9 +6,9 @@ All that tools/ know of paho.
 from __future__ import annotations
 
 import threading
-from collections import deque
+import time
 
-from paho.mqtt.client import Client, MQTTMessageInfo, MQTTv5
+from paho.mqtt.client import Client, MQTTv5
 from paho.mqtt.enums import CallbackAPIVersion
 
 from firmware_bridge.packet import encode_datagram
@@ -17,7 +17,7 @@ from firmware_bridge.wire import HELLO
 
 _TYPE_AT = 1
 _MOST_UNDERWAY = 200
-_PATIENCE_S = 10.0
+_PATIENCE_S, _SLICE_S = 10.0, 0.01
 
 
 class MqttEnd:
@@ -30,10 +30,12 @@ class MqttEnd:
         self.url = f"mqtt://{host}:{port}/{topic}"
         self.encode, self.decoder = encode_datagram, DatagramDecoder()
         self._topic = topic
-        self._underway: deque[MQTTMessageInfo] = deque()
-        self._answered = threading.Event()
+        self._n_sent = self._n_taken = 0  # by us, by the broker
+        self._answered, self._lost = threading.Event(), threading.Event()
         self._client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTv5)
-        self._client.on_publish = lambda *_: self._answered.set()
+        self._client.on_publish = lambda *_: self._taken()
+        self._client.on_connect = lambda *_: self._lost.clear()
+        self._client.on_disconnect = lambda *_: self._lost.set()
         self._client.connect(host, port)
         self._client.loop_start()
 
@@ -57,17 +59,22 @@ class MqttEnd:
         if not self._has_room():
             return 0
         is_hello = len(data) > _TYPE_AT and data[_TYPE_AT] == HELLO
-        self._underway.append(self._client.publish(self._topic, data, qos=1, retain=is_hello))
+        self._client.publish(self._topic, data, qos=1, retain=is_hello)
+        self._n_sent += 1
         return len(data)
 
     def close(self) -> None:
-        """See far_ends.FarEnd; behind the last message that the broker has taken."""
-        for message in self._underway:
-            message.wait_for_publish(_PATIENCE_S)
+        """See far_ends.FarEnd; once the broker has taken the last message, if it is still there."""
+        deadline = time.monotonic() + _PATIENCE_S
+        while self._n_taken < self._n_sent and not self._lost.is_set() and time.monotonic() < deadline:
+            time.sleep(_SLICE_S)
         self._client.disconnect()
         self._client.loop_stop()
+        del self._client  # paho closes its sockets when it is collected, which is now: nothing else refers to it
+
+    def _taken(self) -> None:
+        self._n_taken += 1
+        self._answered.set()
 
     def _has_room(self) -> bool:
-        while self._underway and self._underway[0].is_published():
-            self._underway.popleft()
-        return len(self._underway) < _MOST_UNDERWAY
+        return self._n_sent - self._n_taken < _MOST_UNDERWAY

@@ -18,7 +18,6 @@ from edge_cl.keeping.keeper import Keeper
 from edge_cl.settings import StorageSettings
 from edge_cl.storage import journal
 from edge_cl.storage.checkpoint import SLOTS, CheckpointStore
-from firmware_bridge.sample import SampleId
 
 from .fold import Fold, Reference, body_of
 from .kills import Tally, Tell, killed, slept
@@ -82,13 +81,12 @@ class Child:
     def _learn(self, body: bytes) -> None:
         number = self._fold.number + 1
         self._fold.apply(number, body)
-        self._keeper.note(body, SampleId(0, 0, number), 1, 0.0)
+        self._keeper.note(body, number, 1, 0.0)
         assert self._keeper.entry == number, f"entry {number} was numbered {self._keeper.entry}"
 
     def _acknowledge(self, tell: Tell) -> None:
         self._keeper.poll()
-        last = self._keeper.acknowledged
-        durable = self._told if last is None else last.seq
+        durable = max(self._told, self._keeper.acknowledged)
         if "ack-early" in self._broken:
             durable = self._fold.number
         if durable > self._told:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from firmware_bridge import registry
-from firmware_bridge.sample import Sample, SampleId
+from firmware_bridge.sample import Sample
 from firmware_bridge.sources.recording import Recording
 
 
@@ -23,9 +23,9 @@ class ToldRecording(Recording):
             ToldRecording.tell(sample.seq + 1)
         return sample
 
-    def acknowledge(self, upto: SampleId) -> None:
-        """Samples up to that one, so one more than its place."""
-        ToldRecording.tell(upto.seq + 1)
+    def acknowledge(self, n: int) -> None:
+        """All up to the n-th that this run had."""
+        ToldRecording.tell(self._first + n)
 
 
 def tell_of_recordings(tell: Callable[[int], None], *, early: bool = False) -> None:
