@@ -7,7 +7,7 @@ checkpoints and snapshots, never the loop.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from math import inf
@@ -28,6 +28,7 @@ from edge_cl.intake import Urls, named, source_of, urls_of
 from edge_cl.keeping import entry
 from edge_cl.keeping.cursor import Cursor
 from edge_cl.keeping.keeper import COMMIT_S, Keeper, slow_disk
+from edge_cl.keeping.label_limits import FLOOD, QUOTA, LabelLimits
 from edge_cl.keeping.left_labels import LeftLabels
 from edge_cl.keeping.recovery import Recovered, bases_for, recover, revive
 from edge_cl.keeping.room import Room, Waiting, waiting_state
@@ -50,12 +51,13 @@ from firmware_bridge.inlet import Inlet
 from firmware_bridge.sample import Label, Sample, Schema
 from firmware_bridge.source import Source
 
+PERSON = "a person"  # who gives labels, beside the streams
 POLL_S = 0.1  # the longest the loop waits for a sample before it looks at signals and clocks
 DISK_POLL_S = 0.01  # between two looks for room in the journal, where the source can wait
 PLACE_S = 1.0  # between two entries, where a source waits to hear how far the daemon has come
 EXAM_BYTES = 64  # of one class in the entry of a consolidation
 # What the daemon itself lets go, by reason.
-DROPPED = ("shape", "label_out_of_range", "label_unmatched", "no_time_to_learn", "not_journaled")
+DROPPED = (*("shape", "label_out_of_range", "label_unmatched", FLOOD, QUOTA, "no_time_to_learn", "not_journaled"),)
 PLAYED = {"recording", "simulated"}  # faster than anybody makes samples; a broker can wait, too, but not for ever
 
 
@@ -143,6 +145,8 @@ class Daemon:
         self.rehearsal_steps: int | None = None  # as many as budget.consolidation_ms allows, once one was timed
         self.rehearsal_step_ms = inf
         self.dropped = dict.fromkeys(DROPPED, 0)
+        bridge = self.config.bridge
+        self.label_limits = LabelLimits(bridge.labels_per_s, bridge.labels_per_class_hour)
         self.room = self._waiting_room(schema, recovered if same_source else None)
         self.newly_waiting: list[Waiting] = []  # in the room, and not in the journal yet
         self.newly_since = self.noted_at = time.monotonic()
@@ -247,7 +251,7 @@ class Daemon:
             if isinstance(item, Sample):
                 self._take(item)
             elif isinstance(item, Label):
-                self._take_label(item)
+                self._take_label(item, item.stream)
             if self.ends_at is not None and self.telemetry.samples >= self.ends_at:
                 self._complete()
                 return f"{self.most_samples:,} samples taken"
@@ -296,7 +300,17 @@ class Daemon:
     def _with_known_label(self, observation: Sample) -> Sample:
         if not self.needs_labels:
             return replace(observation, label=0)  # every one is learnt, whatever it is called
-        if observation.label is None or 0 <= observation.label < len(self.label_names):
+        if observation.label is None:
+            return observation
+        if refused := self.label_limits.refuse(observation.stream, observation.label, time.monotonic()):
+            self.dropped[refused] += 1
+            return replace(observation, label=None)
+        return self._with_named_label(observation)
+
+    def _with_named_label(self, observation: Sample) -> Sample:
+        """The same, its label one that has a name; a class that is new gets its number as one."""
+        assert observation.label is not None
+        if 0 <= observation.label < len(self.label_names):
             return observation
         named = bool(self.task.label_names)
         if named or not 0 <= observation.label < self.task.n_outputs:
@@ -351,19 +365,22 @@ class Daemon:
         self.report.predicted, self.report.true = predicted, observation.label
         return predicted
 
-    def _take_label(self, label: Label) -> None:
+    def _take_label(self, label: Label, giver: Hashable) -> None:
         """A label that came by itself: for the window that is being filled, and for who waits for it."""
         if not self.needs_labels:
             return
         if not 0 <= label.label < (len(self.task.label_names) or self.task.n_outputs):
             self.dropped["label_out_of_range"] += 1
             return
+        if refused := self.label_limits.refuse(giver, label.label, time.monotonic()):
+            self.dropped[refused] += 1
+            return
         filled = self.window is not None and self.window.late(label)
         called = self.room.call(label)
         if called is None:
             self.dropped["label_unmatched"] += not filled
             return
-        sample = self._with_known_label(called.sample)
+        sample = self._with_named_label(called.sample)
         assert sample.label is not None  # it is one that the learner has an output for
         self.newly_waiting = [waiting for waiting in self.newly_waiting if waiting.sample.id != sample.id]
         self.telemetry.scored([called.answered == sample.label])
@@ -375,7 +392,7 @@ class Daemon:
             self._learn()
 
     def _take_left_labels(self, now: float) -> None:
-        unknown = self.left_labels.look(now, self.label_names, self._take_label)  # which counts some itself
+        unknown = self.left_labels.look(now, self.label_names, lambda label: self._take_label(label, PERSON))
         self.dropped["label_out_of_range"] += unknown
 
     def _learn(self) -> None:

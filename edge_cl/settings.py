@@ -526,6 +526,16 @@ class BridgeSettings(Group):
         allow_inf_nan=False,
         description="Seconds a sample waits for its label; then it goes, counted as label_never. Costs nothing.",
     )
+    labels_per_s: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="Most labels a second from one stream, or from a person, however they come; null: no limit. What "
+        "is above is not learnt, counted as label_flood. Higher lets a faulty or hostile sender steer more.",
+    )
+    labels_per_class_hour: Annotated[int, Field(strict=True, ge=1, le=2**40)] | None = Field(
+        default=None,
+        description="Most labels of one class in an hour from one stream, or from a person; null: no limit. What "
+        "is above is not learnt, counted as label_quota. Higher lets one voice outweigh the others.",
+    )
 
 
 class Config(Group):

@@ -4,6 +4,7 @@
        seq STREAM SEQ               the next sample's                       -> ok
        hello T | sample STREAM T DTYPE LABEL HEX NDIM SIZE... | label STREAM SEQ T LABEL SOURCE CONFIDENCE
        control STREAM SEQ T CODE | time T HOST BOARD | stats T G D S R C | log T HEX | ack STREAM SEQ T
+       end STREAM T | next STREAM T | before STREAM TOTAL T
                                                                             -> the line's bytes as hex, - if refused
        receive HEX                  -> each frame: type cflags stream boot seq t_us dtype shape label payload; and answers
        noise SEED N                 N random bytes, one in twelve a zero    -> frames taken
@@ -114,6 +115,12 @@ static int obey(const char *verb, char *rest) {
         answer(ef_label(&link_, (uint16_t)a, seq, t, label, (uint8_t)b, confidence));
     } else if (!strcmp(verb, "control") && sscanf(rest, "%u %" SCNu32 " %" SCNu64 " %u", &a, &seq, &t, &b) == 4) {
         answer(ef_control(&link_, (uint16_t)a, seq, t, (uint8_t)b));
+    } else if (!strcmp(verb, "end") && sscanf(rest, "%u %" SCNu64, &a, &t) == 2) {
+        answer(ef_end(&link_, (uint16_t)a, t));
+    } else if (!strcmp(verb, "next") && sscanf(rest, "%u %" SCNu64, &a, &t) == 2) {
+        answer(ef_next(&link_, (uint16_t)a, t));
+    } else if (!strcmp(verb, "before") && sscanf(rest, "%u %" SCNu32 " %" SCNu64, &a, &seq, &t) == 3) {
+        answer(ef_before(&link_, (uint16_t)a, seq, t));
     } else if (!strcmp(verb, "time") && sscanf(rest, "%" SCNu64 " %" SCNu64 " %" SCNu64, &t, &u, &v) == 3) {
         answer(ef_time(&link_, t, u, v));
     } else if (!strcmp(verb, "stats") && sscanf(rest, "%" SCNu64 " %" SCNu32 " %" SCNu32 " %" SCNu32 " %" SCNu32 " %" SCNu32,

@@ -143,8 +143,8 @@ def test_null_and_auto_have_their_meaning() -> None:
         ("batch_size: 3", "c.yaml:1: batch_size: unknown key, did you mean learning.batch_size? (got 3)"),
         (
             "bridge: {zzz: 1}",
-            "c.yaml:1: bridge.zzz: unknown key, valid here: queue_bytes, align_ms, label_wait_bytes, label_wait_s "
-            "(got 1)",
+            "c.yaml:1: bridge.zzz: unknown key, valid here: queue_bytes, align_ms, label_wait_bytes, label_wait_s, "
+            "labels_per_s, labels_per_class_hour (got 1)",
         ),
         ("learning:\n  batch_size: -4", "c.yaml:2: learning.batch_size: must be ≥ 1 (got -4)"),
         ("learning: {batch_size: '10'}", "c.yaml:1: learning.batch_size: must be a whole number (got '10')"),
@@ -187,8 +187,8 @@ def test_null_and_auto_have_their_meaning() -> None:
         ("budget: {memory_bytes: 100}", "c.yaml:1: budget.memory_bytes: must be ≥ 1024 (got 100)"),
         (
             "window: {length: 0, stride: 1}",
-            "c.yaml:1: window.length: must be auto, null, a whole number of rows, 1 or more, or a time such as 500 ms or "
-            "2 s (got 0)",
+            "c.yaml:1: window.length: must be auto, null, a whole number of rows, 1 or more, or a time such as 500 ms "
+            "or 2 s (got 0)",
         ),
         ("window:\n  length: null", "c.yaml:1: window: length and stride must both be null or neither"),
         ("labels: [a, b, a]", "c.yaml:1: labels: every class name may be there once, a is there twice (got [a, b, a])"),

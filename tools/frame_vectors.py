@@ -28,7 +28,9 @@ from firmware_bridge.packet import encode_packet
 from firmware_bridge.sample import SENSOR_DTYPES, Label, Sample, Schema
 from firmware_bridge.wire import (
     CTRL_AGREE,
+    CTRL_BEFORE,
     CTRL_END,
+    CTRL_NEXT,
     CTRL_SAY_HELLO,
     Ack,
     Control,
@@ -99,6 +101,8 @@ def cases() -> list[Case]:
         ("label", Label(0, BOOT, 11, 1, source=0, confidence=0.75), {"time_us": 6}),
         ("label with the schema's seed", Label(0, BOOT, 11, 0), {"time_us": 7, "seed": SEED}),
         ("end", Control(0, BOOT, 12, CTRL_END), {"time_us": 8}),
+        ("next", Control(1, BOOT, 12, CTRL_NEXT), {"time_us": 8}),
+        ("before", Control(1, BOOT, 2**32 - 2, CTRL_BEFORE), {"time_us": 8}),
         ("time, answered", Time(0, BOOT, 1_800_000_000_000_000, 9), {"time_us": 9}),
         ("stats", Stats(0, BOOT, 10, generated=12, dropped=3, sent=20, received=4, crc=1), {}),
         ("log", Log(0, BOOT, 11, "warm: 41 °C"), {}),
@@ -106,6 +110,8 @@ def cases() -> list[Case]:
         ("sample with a tag and the seed", Sample(0, BOOT, 13, 13, COUNTS), board | {"seed": SEED}),
         ("hello with a tag", PLAIN, board | {"time_us": 14}),
         ("label with a tag", Label(0, BOOT, 12, 0), board | {"time_us": 15}),
+        ("next with a tag", Control(0, BOOT, 12, CTRL_NEXT), board | {"time_us": 16}),
+        ("before with a tag", Control(0, BOOT, 70000, CTRL_BEFORE), board | {"time_us": 17}),
         ("host: say hello", Control(0, 0, 0, CTRL_SAY_HELLO), {}),
         ("host: agree", Control(0, BOOT, SEED, CTRL_AGREE), {"time_us": 1_800_000_000_000_000}),
         ("host: time, asked", Time(0, BOOT, 1_800_000_000_000_001, 0), {"time_us": 1_800_000_000_000_001}),
@@ -147,7 +153,8 @@ def header(body: bytes) -> dict[str, Any]:
 def event(message: Event) -> dict[str, Any]:
     """What a receiver understands, as JSON."""
     if isinstance(message, Sample):
-        plain = {field.name: getattr(message, field.name) for field in fields(message) if field.name != "values"}
+        ours = ("values", "host_us")  # the latter is not on the wire: the host works it out
+        plain = {field.name: getattr(message, field.name) for field in fields(message) if field.name not in ours}
         return {"kind": "Sample", **plain, "dtype": message.values.dtype.name, "values": message.values.tolist()}
     if isinstance(message, Hello):
         streams = {str(stream): asdict(schema) for stream, schema in message.streams.items()}
