@@ -70,13 +70,13 @@ def tail(
         for sample in tap:
             came.append(time.monotonic())
             if as_json:
-                data(_described(sample, values=values))
+                data(_described(sample, tap.schema.dtype, values=values))
             else:
                 counters = {name: count for name, count in tap.counters.items() if count}
                 if counters != told:
                     told = counters
                     say(", ".join(f"{name} {count:,}" for name, count in counters.items()))
-                typer.echo(_line(sample, tap.schema, came, values=values))
+                typer.echo(_line(sample, tap.schema, came, values=values, several=tap.n_streams > 1))
     if not as_json:
         tap.check()
         return
@@ -141,6 +141,7 @@ class _Tap:
     def __enter__(self) -> _Tap:
         self._source.open()
         self.schema: Schema = self._source.schema
+        self.n_streams = len(self._source.streams)
         try:
             self._inlet = Inlet(self._source, max(QUEUE_BYTES, 2 * (self.schema.nbytes + ITEM_BYTES)))
         except BaseException:
@@ -192,20 +193,20 @@ def _as_guest(url: str) -> str:
     return f"{url}{'&' if '?' in url else '?'}session=0"
 
 
-def _described(sample: Sample, *, values: bool) -> dict[str, Any]:
+def _described(sample: Sample, dtype: str, *, values: bool) -> dict[str, Any]:
     told = {
         "stream": sample.stream,
         "boot": sample.boot,
         "seq": sample.seq,
         "time_us": sample.time_us,
         "shape": list(sample.values.shape),
-        "dtype": sample.values.dtype.name,
+        "dtype": dtype,
         "label": sample.label,
     }
     return told | ({"values": sample.values.tolist()} if values else {})
 
 
-def _line(sample: Sample, schema: Schema, came: deque[float], *, values: bool) -> str:
+def _line(sample: Sample, schema: Schema, came: deque[float], *, values: bool, several: bool) -> str:
     """A sample in a line for a person."""
     span = came[-1] - came[0]
     rate = f"{(len(came) - 1) / span:8.1f}/s" if span > 0 else " " * 10
@@ -216,4 +217,5 @@ def _line(sample: Sample, schema: Schema, came: deque[float], *, values: bool) -
     label = sample.label
     called = "" if label is None else f"  {names[label] if label < len(names) else label}"
     gap = "  gap" if sample.gap else ""
-    return f"{sample.time_us / 1e6:12.3f} s  #{sample.seq:<8} {rate}  {shown}{more}{called}{gap}"
+    stream = f"{sample.stream:>3}" if several else ""
+    return f"{sample.time_us / 1e6:12.3f} s {stream} #{sample.seq:<8} {rate}  {shown}{more}{called}{gap}"

@@ -6,6 +6,7 @@ stdout is data, stderr is talk.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -34,7 +35,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable; the last
 
 def data(value: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
     """Print a JSON object, or a list of them, as a line of stdout. Raises ValueError if a number is not finite."""
-    typer.echo(json.dumps(value, allow_nan=False, default=_path_text))
+    # Not typer.echo, which asks the terminal anew for each of the thousands of lines a second that `tail` prints.
+    sys.stdout.write(json.dumps(value, allow_nan=False, default=_path_text) + "\n")
+    sys.stdout.flush()
 
 
 def say(text: str) -> None:

@@ -1,7 +1,8 @@
-"""How many labels one who gives them may give: a second, and of one class an hour. Against floods, and against one voice.
+"""How many labels a giver may give: a second, and of one class an hour. Against floods, and against a single voice.
 
-Each limit is a bucket of allowances that fills evenly and never above its size: a bucket of an hour's worth lets a class
-come all at once, and then no faster than the limit. Knows no clock (the caller says what time it is) and no learner.
+Each limit is a bucket of allowances that fills evenly and never above its size: one of an hour's worth lets the labels
+of a class come all at once, and then no faster than the limit. Knows no clock (the caller says what time it is) and no
+learner.
 """
 
 from __future__ import annotations
