@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -28,13 +28,13 @@ from edge_cl.intake import Urls, named, source_of, urls_of
 from edge_cl.keeping import entry
 from edge_cl.keeping.cursor import Cursor
 from edge_cl.keeping.keeper import COMMIT_S, Keeper, slow_disk
-from edge_cl.keeping.label_limits import FLOOD, QUOTA, LabelLimits
 from edge_cl.keeping.left_labels import LeftLabels
 from edge_cl.keeping.recovery import Recovered, bases_for, recover, revive
 from edge_cl.keeping.room import Room, Waiting, waiting_state
 from edge_cl.keeping.saved import described
 from edge_cl.learning.online_learner import OnlineLearner
 from edge_cl.learning.outline import Outline
+from edge_cl.observer import OUT_OF_RANGE, Observer
 from edge_cl.publishing.publisher import Publisher
 from edge_cl.report import Report
 from edge_cl.service.status import Status, Summary
@@ -57,7 +57,7 @@ DISK_POLL_S = 0.01  # between two looks for room in the journal, where the sourc
 PLACE_S = 1.0  # between two entries, where a source waits to hear how far the daemon has come
 EXAM_BYTES = 64  # of one class in the entry of a consolidation
 # What the daemon itself lets go, by reason.
-DROPPED = (*("shape", "label_out_of_range", "label_unmatched", FLOOD, QUOTA, "no_time_to_learn", "not_journaled"),)
+DROPPED = ("label_unmatched", "no_time_to_learn", "not_journaled")
 PLAYED = {"recording", "simulated"}  # faster than anybody makes samples; a broker can wait, too, but not for ever
 
 
@@ -136,7 +136,6 @@ class Daemon:
             prepare(self.path / JOURNAL_NAME, 0)  # nothing of it may be applied to weights that it made
             store.set_aside()
             self.cursor.consolidated_steps = self.learner.steps
-        self.window = assembly.make_windows(self.task, self.source)
         self.telemetry = Telemetry(self.config.budget.step_ms, self.config.budget.predict_ms)
         most_replayed = self.config.replay.per_step if self.learner.replay.capacity else 0
         self.governor = Governor(self.config.budget.step_ms / 1e3, most_replayed)
@@ -145,8 +144,14 @@ class Daemon:
         self.rehearsal_steps: int | None = None  # as many as budget.consolidation_ms allows, once one was timed
         self.rehearsal_step_ms = inf
         self.dropped = dict.fromkeys(DROPPED, 0)
-        bridge = self.config.bridge
-        self.label_limits = LabelLimits(bridge.labels_per_s, bridge.labels_per_class_hour)
+        self.observer = Observer(
+            self.task,
+            self.source,
+            self.config.bridge,
+            needs_labels=self.needs_labels,
+            names=self.label_names,
+            new_class=lambda n: self.publisher.prepare(n),
+        )
         self.room = self._waiting_room(schema, recovered if same_source else None)
         self.newly_waiting: list[Waiting] = []  # in the room, and not in the journal yet
         self.newly_since = self.noted_at = time.monotonic()
@@ -224,12 +229,11 @@ class Daemon:
         self.telemetry.restore(*cursor.telemetry)
         if cursor.governor:
             self.governor.restore(cursor.governor)
-        self.dropped |= cursor.dropped
+        for counts in (self.observer.dropped, self.dropped):
+            counts |= {reason: n for reason, n in cursor.dropped.items() if reason in counts}
         self.room.gone |= cursor.gone
         self.rehearsal_steps = cursor.rehearsal_steps
-        if self.window is not None and cursor.window:
-            with suppress(ValueError):  # another stride than before: the rows of an unfinished window are let go
-                self.window.load_state(cursor.window)
+        self.observer.load_state(cursor.window)
 
     def _loop(self) -> str:
         """Take what comes until there is a reason to stop, and say which."""
@@ -270,7 +274,7 @@ class Daemon:
     def _take(self, sample: Sample) -> None:
         """One sample from the bridge: make observations of it, answer each, and learn when a batch is full."""
         self.cursor.take(sample.id)
-        self.cursor.ahead += self._observations(sample)
+        self.cursor.ahead += self.observer.observe(sample)
         self._answer_ahead()
 
     def _answer_ahead(self) -> None:
@@ -286,39 +290,6 @@ class Daemon:
                 waiting.append(observation)
             if len(waiting) >= self.config.learning.batch_size:  # more if batches were larger in the run before
                 self._learn()
-
-    def _observations(self, sample: Sample) -> list[Sample]:
-        try:
-            observations = [sample] if self.window is None else self.window.push(sample)
-        except ValueError:
-            self.dropped["shape"] += 1
-            return []
-        fitting = [o for o in observations if (o.values.shape, o.values.dtype) == (self.task.shape, self.task.dtype)]
-        self.dropped["shape"] += len(observations) - len(fitting)
-        return [self._with_known_label(observation) for observation in fitting]
-
-    def _with_known_label(self, observation: Sample) -> Sample:
-        if not self.needs_labels:
-            return replace(observation, label=0)  # every one is learnt, whatever it is called
-        if observation.label is None:
-            return observation
-        if refused := self.label_limits.refuse(observation.stream, observation.label, time.monotonic()):
-            self.dropped[refused] += 1
-            return replace(observation, label=None)
-        return self._with_named_label(observation)
-
-    def _with_named_label(self, observation: Sample) -> Sample:
-        """The same, its label one that has a name; a class that is new gets its number as one."""
-        assert observation.label is not None
-        if 0 <= observation.label < len(self.label_names):
-            return observation
-        named = bool(self.task.label_names)
-        if named or not 0 <= observation.label < self.task.n_outputs:
-            self.dropped["label_out_of_range"] += 1
-            return replace(observation, label=None)
-        self.label_names[:] = [str(label) for label in range(observation.label + 1)]
-        self.publisher.prepare(len(self.label_names))
-        return observation
 
     def _let_wait(self, waiting: Waiting) -> None:
         """Keep an answered observation for a label that may come, if any are kept."""
@@ -367,20 +338,14 @@ class Daemon:
 
     def _take_label(self, label: Label, giver: Hashable) -> None:
         """A label that came by itself: for the window that is being filled, and for who waits for it."""
-        if not self.needs_labels:
+        if not self.needs_labels or not self.observer.accept(label, giver):
             return
-        if not 0 <= label.label < (len(self.task.label_names) or self.task.n_outputs):
-            self.dropped["label_out_of_range"] += 1
-            return
-        if refused := self.label_limits.refuse(giver, label.label, time.monotonic()):
-            self.dropped[refused] += 1
-            return
-        filled = self.window is not None and self.window.late(label)
+        filled = self.observer.late(label)
         called = self.room.call(label)
         if called is None:
             self.dropped["label_unmatched"] += not filled
             return
-        sample = self._with_named_label(called.sample)
+        sample = self.observer.named(called.sample)
         assert sample.label is not None  # it is one that the learner has an output for
         self.newly_waiting = [waiting for waiting in self.newly_waiting if waiting.sample.id != sample.id]
         self.telemetry.scored([called.answered == sample.label])
@@ -393,7 +358,7 @@ class Daemon:
 
     def _take_left_labels(self, now: float) -> None:
         unknown = self.left_labels.look(now, self.label_names, lambda label: self._take_label(label, PERSON))
-        self.dropped["label_out_of_range"] += unknown
+        self.observer.dropped[OUT_OF_RANGE] += unknown
 
     def _learn(self) -> None:
         """A step on what waits: taken down before it is made, noted once it was."""
@@ -556,11 +521,11 @@ class Daemon:
     def _here(self) -> Cursor:
         """Where the daemon is in its stream."""
         self.cursor.floor = self.source.floor
-        self.cursor.window = self.window.state() if self.window else {}
+        self.cursor.window = self.observer.state()
         self.cursor.n_labels = len(self.label_names)
         self.cursor.telemetry = [self.telemetry.samples, self.telemetry.labelled, self.telemetry.hits]
         self.cursor.governor = self.governor.state()
-        self.cursor.dropped, self.cursor.gone = self.dropped, self.room.gone
+        self.cursor.dropped, self.cursor.gone = {**self.observer.dropped, **self.dropped}, self.room.gone
         self.cursor.rehearsal_steps = self.rehearsal_steps
         return self.cursor
 
@@ -582,8 +547,7 @@ class Daemon:
         self.keeper.checkpoint({**arrays, **own, **room}, meta, wait=wait)
 
     def _all_dropped(self) -> dict[str, int]:
-        window = self.window.counters if self.window else {}
-        return dropped({**self.inlet.counters, **window, **self.dropped, **self.room.gone})
+        return dropped({**self.inlet.counters, **self.observer.counters, **self.dropped, **self.room.gone})
 
     def _wait_for_stop(self) -> None:
         self._complete()

@@ -29,7 +29,7 @@ FLOORS = [
     ["edge_cl.assembly", "edge_cl.module_export"],
     ["edge_cl.publishing", "edge_cl.keeping", "edge_cl.evaluation", "edge_cl.estimator"],
     ["edge_cl.sklearn", "edge_cl.river"],
-    ["edge_cl.report"],
+    ["edge_cl.report", "edge_cl.observer"],
     ["edge_cl.daemon", "edge_cl.export"],
     ["edge_cl.check"],
     [
