@@ -157,7 +157,7 @@ class Daemon:
         self.newly_since = self.noted_at = time.monotonic()
         self.needs_acknowledgement = self.source.needs_acknowledgement
         self.is_played = self.source.can_wait and {url.partition(":")[0] for url in self.urls} <= PLAYED
-        self.said = ""  # by the source: that its device is gone, or back
+        self.passed_on = {"source": "", "inlet": ""}  # that a device is gone or back, or the queue full
         self._go_on()
         self.ends_at = None if self.most_samples is None else self.telemetry.samples + self.most_samples
         self.publisher = Publisher(self.learner, self.task, schema, self.config, self.path)
@@ -436,10 +436,15 @@ class Daemon:
         if self.needs_acknowledgement and now - self.noted_at > PLACE_S and self.keeper.has_room(0):
             self._note_waiting(place=True)
         self._look_at_disk()
-        if self.source.said != self.said:
-            self.said = self.source.said
-            self.report.say(self.said)
+        self._pass_on("source", self.source.said)
+        if not self.is_played:  # of what is played the queue is always full
+            self._pass_on("inlet", self.inlet.said)
         self.report.tick()
+
+    def _pass_on(self, who: str, said: str) -> None:
+        if said != self.passed_on[who]:
+            self.passed_on[who] = said
+            self.report.say(said)
 
     def _look_at_disk(self) -> None:
         """Acknowledge what has become durable, save when that is due, and say if the disk refuses."""

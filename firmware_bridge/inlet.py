@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from firmware_bridge.errors import BridgeError
+from firmware_bridge.pressure import Pressure
 from firmware_bridge.sample import Label, Sample
 from firmware_bridge.source import Source
 
@@ -52,6 +53,7 @@ class Inlet:
         self.queued_bytes = 0
         self._source, self._capacity_bytes = source, capacity_bytes
         self._dropped_oldest = 0
+        self._pressure = Pressure(capacity_bytes)
         # Numbered by arrival: two queues keep that order, and dropping the oldest sample is never a search.
         self._samples: deque[tuple[int, Sample]] = deque()
         self._labels: deque[tuple[int, Label]] = deque()
@@ -69,6 +71,12 @@ class Inlet:
         """The source's counters and this queue's."""
         theirs = self._source.counters
         return {**theirs, "queue_oldest": theirs.get("queue_oldest", 0) + self._dropped_oldest}
+
+    @property
+    def said(self) -> str:
+        """That the queue is full, or has room again, with numbers; "" if it never was for long."""
+        with self._changed:
+            return self._pressure.said(time.monotonic())
 
     @property
     def has_news(self) -> bool:
@@ -131,8 +139,11 @@ class Inlet:
             if self._closing:
                 return False
             if self._source.can_wait or self._source.is_queued or not self._samples:
+                self._pressure.wait(time.monotonic(), self.queued_bytes)
                 self._changed.wait()
+                self._pressure.go_on(time.monotonic())
             else:
+                self._pressure.drop(time.monotonic(), self.queued_bytes)
                 self.queued_bytes -= _size(self._samples.popleft()[1])
                 self._dropped_oldest += 1
                 self._gap = True
