@@ -36,20 +36,14 @@ def _arrays(schema: Schema, samples: Sequence[Sample], names: Sequence[str]) -> 
     shape, dtype = samples[0].values.shape, samples[0].values.dtype
     kept = [sample for sample in samples if (sample.values.shape, sample.values.dtype) == (shape, dtype)]
     labels = [UNLABELLED if sample.label is None else sample.label for sample in kept]
-    boot, origin = kept[0].boot, 0.0
-    times: list[float] = []
-    for before, sample in zip([kept[0], *kept], kept, strict=False):
-        if sample.boot != boot:  # the board's clock began anew: time goes on where it was
-            boot, origin = sample.boot, times[-1] - sample.time_us / 1e6
-        elif sample.time_us < before.time_us:
-            origin = times[-1] - sample.time_us / 1e6
-        times.append(origin + sample.time_us / 1e6)
     arrays: dict[str, Any] = {
         "x": np.stack([sample.values for sample in kept]),
-        "time_s": np.array(times) - times[0],
+        "time_s": _times(kept),
         "boot": np.array([sample.boot for sample in kept], np.int64),
         "seq": np.array([sample.seq for sample in kept], np.int64),
     }
+    if len({sample.stream for sample in kept}) > 1:  # played with ?order=stream they are apart again
+        arrays["stream"] = np.array([sample.stream for sample in kept], np.int64)
     if any(label != UNLABELLED for label in labels):
         arrays["y"] = np.array(labels, np.int64)
         if known := tuple(names or schema.label_names):
@@ -62,6 +56,23 @@ def _arrays(schema: Schema, samples: Sequence[Sample], names: Sequence[str]) -> 
     if schema.window is not None:
         arrays["window"] = np.array(schema.window, np.int64)
     return arrays
+
+
+def _times(samples: Sequence[Sample]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Seconds from the first sample, which never go back: where a clock begins anew, time goes on where it was.
+
+    Of several streams each has a clock of its own, which begins where the others are.
+    """
+    before: dict[int, Sample] = {}
+    origins: dict[int, float] = {}
+    times = [0.0]
+    for sample in samples:
+        last, now_s = before.get(sample.stream), sample.time_us / 1e6
+        if last is None or last.boot != sample.boot or sample.time_us < last.time_us:
+            origins[sample.stream] = times[-1] - now_s
+        before[sample.stream] = sample
+        times.append(max(times[-1], origins[sample.stream] + now_s))
+    return np.array(times[1:])
 
 
 def _npz(arrays: Mapping[str, Any]) -> bytes:

@@ -42,6 +42,8 @@ class Inlet:
         changed: threading.Condition | None = None,
         host_us: Callable[[Sample], int | None] | None = None,
     ) -> None:
+        if source.is_queued:
+            capacity_bytes //= 4  # its own queues have the rest
         needed = source.schema.nbytes + ITEM_BYTES
         if capacity_bytes < needed:
             raise BridgeError(
