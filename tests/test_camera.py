@@ -19,6 +19,7 @@ from firmware_bridge.registry import make_source
 from firmware_bridge.sample import SampleId
 from firmware_bridge.sources.camera_frames import Rate, fitted, size_of
 from firmware_bridge.sources.camera_process import Settings
+from tools.fakes.rtsp_server import RtspServer
 from tools.fakes.video_server import MjpegServer
 
 PATIENCE_S = 30.0
@@ -408,3 +409,26 @@ def test_without_the_extra_it_is_named(tmp_path, video, monkeypatch):
     with pytest.raises(SourceUnavailable, match=r"OpenCV cannot be used \(No module named 'cv2'") as caught:
         make_source(f"camera:{video}").open()
     assert "edge-cl[camera]" in caught.value.hint
+
+
+# RTSP
+
+
+def test_a_network_camera_over_rtsp_is_read_and_waited_for():
+    server = RtspServer()
+    try:
+        with make_source(f"{server.url}?width=32") as source:
+            assert (source.schema.shape, source.can_wait) == ((24, 32, 3), False)
+            first = next_frame(source)
+            red, green, blue = first.values.mean(axis=(0, 1))
+            assert (red < 15, green < 15, blue > 240) == (True, True, True)
+            assert next_frame(source).boot == first.boot
+            server.stop()
+            assert gone(source)
+            server.start()
+            back = next_frame(source)
+            assert (back.boot != first.boot, back.gap) == (True, True)
+            assert source.counters["reconnects"] == 1
+        assert server.n_clients >= 2
+    finally:
+        server.close()
