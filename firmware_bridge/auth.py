@@ -9,7 +9,7 @@ The sender's letter keeps a frame from being thrown back at the one who sent it.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,19 @@ TAG_BYTES = 8
 MIN_KEY_BYTES, MAX_KEY_BYTES = 16, 64  # 64 is a block of SHA-256: a longer key would only be hashed down
 
 _BOARD, _HOST = b"B", b"H"
+_KEY = "key"
 _U16, _U64 = 1 << 16, 1 << 64
 
 
 class Key:
-    """Tags of one direction under one secret of 16 to 64 bytes; see board_key and host_key."""
+    """Tags of one direction under one secret of 16 to 64 bytes; see board_key and host_key. name: of this key alone."""
 
     def __init__(self, secret: bytes, sender: bytes) -> None:
         """Raise ValueError if the secret's length is outside the rule."""
         if not MIN_KEY_BYTES <= len(secret) <= MAX_KEY_BYTES:
             raise ValueError(f"a key has {MIN_KEY_BYTES} to {MAX_KEY_BYTES} bytes (got {len(secret)})")
         self._start = hmac.new(secret, sender, "sha256")
+        self.name = self.tag(b"name").hex()  # which tells nothing of the secret, and is the tag of no frame
 
     def tag(self, content: bytes) -> bytes:
         """Tag of a body's bytes up to where the tag stands."""
@@ -69,10 +71,11 @@ class ReplayFloor:
     """The highest (boot, count) seen of each kind of frame and stream; a frame must rise above it.
 
     count is seq for samples and t_us for everything else, both of which rise within a boot; boots of a board with a key
-    rise, too. Only frames whose tag was right may be shown to it.
+    rise, too. Only frames whose tag was right may be shown to it. key: its name; under another key boots begin anew.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, key: str | None = None) -> None:
+        self._key = key
         self._highest: dict[tuple[int, int], tuple[int, int]] = {}
 
     def rises(self, kind: int, stream: int, boot: int, count: int) -> bool:
@@ -83,15 +86,33 @@ class ReplayFloor:
         self._highest[place] = height
         return True
 
-    def state(self) -> dict[str, list[int]]:
-        """All of it, for JSON: {"kind:stream": [boot, count]}."""
-        return {f"{kind}:{stream}": list(height) for (kind, stream), height in sorted(list(self._highest.items()))}
+    def state(self) -> dict[str, Any]:
+        """All of it, for JSON: {"kind:stream": [boot, count], "key": name}; {} before the first frame."""
+        named = {_KEY: self._key} if self._key and self._highest else {}
+        heights = {f"{kind}:{stream}": list(height) for (kind, stream), height in sorted(list(self._highest.items()))}
+        return {**heights, **named}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state of before; never lowers. Raises ValueError if it is not one."""
-        restored = dict(_entry(name, height) for name, height in state.items())
+        """Go on from a state of before, unless of another key; never lowers. Raises ValueError if it is not one."""
+        restored = dict(_entry(name, height) for name, height in state.items() if name != _KEY)
+        if self._key and state.get(_KEY, self._key) != self._key:
+            return
         for place, height in restored.items():
             self._highest[place] = max(height, self._highest.get(place, height))
+
+
+def raised(floor: Mapping[str, Any], kind: int, taken: Iterable[tuple[int, int, int]]) -> Mapping[str, Any]:
+    """The floor, of frames of that kind not below the last (stream, boot, count) taken; {} stays: there was no key.
+
+    What was taken is known of each item, the floor only of what was safe a while ago.
+    """
+    if not floor:
+        return floor
+    whole = dict(floor)
+    for stream, boot, count in taken:
+        place, height = f"{kind}:{stream}", [boot, count]
+        whole[place] = max(height, whole.get(place, height))
+    return whole
 
 
 def _entry(name: str, height: Any) -> tuple[tuple[int, int], tuple[int, int]]:

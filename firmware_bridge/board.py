@@ -33,6 +33,7 @@ from firmware_bridge.sequence import COUNTERS, SequenceTracker
 
 # Kept while waiting for HELLO; a board that sent so much without one, while it was asked again and again, has none.
 MAX_EARLY_BYTES = 2 << 20
+IN_VAIN_SAID = 200  # more than a sender repeats of its own accord
 _UNKNOWN = Schema(name="", dtype="uint8", shape=())
 _EVENT_BYTES = 512  # what CPython spends on an event beside its values
 
@@ -52,7 +53,7 @@ class Decoder(Protocol):
     def cut(self) -> None:
         """The line broke: what comes next begins a frame."""
 
-    def floor(self) -> dict[str, list[int]]:
+    def floor(self) -> dict[str, Any]:
         """Replay floor, for JSON."""
 
     def set_floor(self, state: Mapping[str, Any]) -> None:
@@ -62,11 +63,13 @@ class Decoder(Protocol):
 class _Stream:
     """A stream that is listened to: what its samples look like, and which came."""
 
-    def __init__(self, after: SampleId | None) -> None:
+    def __init__(self, after: Sequence[SampleId]) -> None:
         self.schema = _UNKNOWN
-        self.tracker = SequenceTracker(None if after is None else (after.boot, after.seq))
+        taken = [(one.boot, one.seq) for one in after]
+        self.tracker = SequenceTracker(taken[-1] if taken else None, taken[:-1])
         self.gap = False  # before the next sample, known from what the board said and not from that sample's number
         self.is_over = False
+        self.in_vain = 0  # samples in a row that were dropped for their numbers
 
 
 class Board:
@@ -223,7 +226,7 @@ class Board:
 
     def _listen_to(self, stream: int) -> _Stream:
         own = [one for one in self._after if one.stream == stream] if self._is_told_apart else self._after
-        return self._heard.setdefault(stream, _Stream(own[-1] if own else None))
+        return self._heard.setdefault(stream, _Stream(own))
 
     def _know(self, schemas: Mapping[int, Schema]) -> None:
         for stream, schema in schemas.items():
@@ -256,12 +259,22 @@ class Board:
             self._decoder.counters["schema"] += 1
             return
         missing = heard.tracker.accept(sample.boot, sample.seq)
-        if missing is not None:
+        if missing is None:
+            heard.in_vain += 1
+            if heard.in_vain == IN_VAIN_SAID:
+                self.said = (
+                    f"{self._name}: the last {IN_VAIN_SAID} samples carry numbers that came before: does the board "
+                    f"count from 0 again under the same boot id ({sample.boot})? It must change at every start"
+                )
+        else:
+            heard.in_vain = 0
             self.boot = sample.boot
             self.ready.append(replace(sample, gap=True) if missing or heard.gap else sample)
             heard.gap = False
 
     def _obey(self, heard: _Stream, control: Control) -> None:
+        if heard.tracker.is_over(control.boot, control.seq):
+            return  # sent again: what a boot said that is over is no news
         if control.code == CTRL_BEFORE:
             heard.gap |= heard.tracker.made_before(control.boot, control.seq) > 0
         elif control.code in (CTRL_NEXT, CTRL_END):

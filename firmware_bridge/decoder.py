@@ -80,7 +80,7 @@ class BodyDecoder:
         self.counters = dict.fromkeys(FAULTS, 0)
         self.agreed = False
         self._key = key
-        self._floor = ReplayFloor()
+        self._floor = ReplayFloor(None if key is None else key.name)
         self._seed = 0
 
     def decode_datagram(self, packet: bytes) -> Event | None:
@@ -91,7 +91,7 @@ class BodyDecoder:
             self.counters[fault.reason] += 1
             return None
 
-    def floor(self) -> dict[str, list[int]]:
+    def floor(self) -> dict[str, Any]:
         """Replay floor for JSON; keep it, and a frame of before a restart is not taken again after it."""
         return self._floor.state()
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from firmware_bridge.board import MAX_EARLY_BYTES, Board
+from firmware_bridge.board import IN_VAIN_SAID, MAX_EARLY_BYTES, Board
 from firmware_bridge.errors import SourceLost, SourceUnavailable
 from firmware_bridge.frame import (
     CTRL_AGREE,
@@ -108,6 +108,37 @@ def test_the_stream_can_be_chosen_and_must_exist():
     with pytest.raises(SourceUnavailable, match="no stream 3") as caught:
         board(two, streams=[3])
     assert caught.value.hint == "it has: 1, 2"
+
+
+def test_streams_are_told_apart_each_with_its_own_numbers_and_its_own_end():
+    made = board(hello(s0=SCHEMA, s1=SCHEMA), streams=(1, 0), after=[SampleId(0, 1, 4), SampleId(1, 1, 7)])
+    say(made, sample(8, stream=1), sample(5), sample(7, stream=1), sample(7), sample(9, stream=1))
+    assert [item.id[::2] for item in taken(made)] == [(1, 8), (0, 5), (0, 7), (1, 9)]
+    assert seen(made) == {"duplicate": 1, "wire_lost": 1}
+    say(made, Control(1, 1, 10, CTRL_END), sample(8))
+    assert made.ended is None
+    assert [item.seq for item in taken(made)] == [8]
+    say(made, Control(0, 1, 11, CTRL_END))
+    assert made.ended is not None
+    assert seen(made) == {"duplicate": 1, "wire_lost": 3}
+
+
+def test_a_restart_of_the_board_is_one_restart_however_many_streams_it_has():
+    made = board(hello(s0=SCHEMA, s1=SCHEMA), streams=(0, 1))
+    for boot in (1, 2):
+        for stream in (0, 1):
+            say(made, sample(0, boot=boot, stream=stream))
+    assert seen(made) == {"restarts": 1}
+
+
+def test_without_a_hello_each_stream_that_is_wanted_must_have_sent_something():
+    made = board(sample(0), sample(1), sample(0, stream=2), streams=(0, 1))
+    assert not made.settle()
+    say(made, sample(0, stream=1, values=(1, 2, 3)))
+    assert made.settle()
+    assert {stream: schema.shape for stream, schema in made.schemas.items()} == {0: (2,), 1: (3,)}
+    assert [item.id[::2] for item in taken(made)] == [(0, 0), (0, 1), (1, 0)]
+    assert seen(made) == {"other_stream": 1}
 
 
 def test_another_shape_is_counted_and_missing():
@@ -218,3 +249,13 @@ def test_all_that_was_made_is_handed_out_or_counted_over_a_bad_line_and_restarts
 
 def test_a_board_that_forgets_its_boots_leaves_samples_unexplained():
     assert any(unexplained(seed, FrameDecoder(), encode, says_where=False) for seed in range(5))
+
+
+def test_a_board_that_counts_anew_under_the_same_boot_is_not_heard_and_that_is_said():
+    made = board(hello(), *(sample(seq) for seq in range(500)))
+    for seq in range(IN_VAIN_SAID - 1):
+        made.take(sample(seq))
+    assert made.said == ""
+    made.take(sample(IN_VAIN_SAID - 1))
+    assert "does the board count from 0 again under the same boot id (1)?" in made.said
+    assert seen(made) == {"duplicate": IN_VAIN_SAID}

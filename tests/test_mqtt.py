@@ -25,6 +25,7 @@ from firmware_bridge.errors import BadSourceUrl, EndOfSource, SourceLost, Source
 from firmware_bridge.hello import Hello, hello_json
 from firmware_bridge.registry import make_source
 from firmware_bridge.sample import Label, Sample, SampleId, Schema
+from firmware_bridge.sequence import REACH
 from firmware_bridge.sources.deliveries import GONE, Deliveries
 from firmware_bridge.sources.mqtt import Mqtt
 from firmware_bridge.sources.mqtt_payload import MAX_JSON_BYTES, PayloadDecoder
@@ -37,7 +38,8 @@ PATIENCE_S = 20.0
 
 
 def sample(seq, boot=7, **more):
-    return json.dumps({"values": [seq, -seq], "boot": boot, "seq": seq, "time_us": 10 * seq, **more})
+    value = seq % 30_000
+    return json.dumps({"values": [value, -value], "boot": boot, "seq": seq, "time_us": 10 * seq, **more})
 
 
 def samples(*seqs):
@@ -218,7 +220,7 @@ def test_what_its_sender_sends_again_over_a_restart_of_the_board_is_known(stream
 
 def test_a_board_may_use_the_number_of_a_boot_once_more(stream):
     mosquitto, source = stream
-    sent = [(OLD, 0), (OLD, 1), (NEW, 0), (OLD, 0), (OLD, 1)]
+    sent = [(OLD, REACH), (OLD, REACH + 1), (NEW, 0), (OLD, 0), (OLD, 1)]  # within REACH they would be known
     for n_safe, place in enumerate(sent, 1):
         mosquitto.send("motor", across_a_restart(place))
         assert places(take(source, 1)) == [place]
@@ -575,7 +577,8 @@ def test_the_floor_to_keep_never_lies_above_a_label_that_is_not_safe(mosquitto, 
     with resumed(mosquitto, after=[SampleId(0, 7, 0)], floor={**floor, "1:0": [7, 0]}) as source:
         assert take(source, 1) == [Label(0, 7, 0, 3)]
         source.acknowledge(1)
-        assert source.floor == {"0:0": [7, 5], "1:0": [7, 0], "2:0": [7, 50]}
+        heights = {"0:0": [7, 5], "1:0": [7, 0], "2:0": [7, 50]}
+        assert source.floor == {**heights, "key": board_key(SECRET).name}
 
 
 @pytest.mark.parametrize(("query", "fault"), [("", "tagged"), ("key=@{}/key", "JSON"), ("key=@{}/other", "tagged")])

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firmware_bridge.sequence import SequenceTracker
+from firmware_bridge.sequence import BOOTS, REACH, SequenceTracker
 
 
 def seen(tracker):
@@ -148,3 +148,70 @@ def test_received_and_lost_add_up_to_all_that_was_ever_made_over_any_number_of_b
     tracker.expect(last, made)
     tracker.made_before(last, total - made)
     assert received + tracker.counters["wire_lost"] + tracker.counters["restart_lost"] == total
+
+
+def test_what_is_sent_again_of_the_boots_before_is_no_restart():
+    tracker = SequenceTracker()
+    sent = [(boot, seq) for boot in (7, 8, 9) for seq in range(5)]
+    assert all(tracker.accept(*one) is not None for one in sent)
+    assert [tracker.accept(*one) for one in sent] == [None] * 15
+    assert tracker.accept(9, 5) == 0
+    assert seen(tracker) == {"restarts": 2, "duplicate": 15}
+
+
+def test_what_was_consumed_in_the_boots_before_is_known_in_another_run():
+    tracker = SequenceTracker(after=(9, 4), older=[(7, 4), (8, 2)])
+    assert [tracker.accept(*one) for one in ((7, 4), (8, 2), (9, 4))] == [None] * 3
+    assert [tracker.accept(*one) for one in ((8, 3), (9, 5))] == [1, 1]  # that one had never come
+    assert seen(tracker) == {"restarts": 2, "duplicate": 3}
+
+
+def test_what_never_came_of_an_older_boot_is_late_and_counted_once():
+    tracker = SequenceTracker()
+    for boot, seq in ((7, 0), (7, 2), (8, 0)):
+        tracker.accept(boot, seq)
+    assert [tracker.accept(7, 1), tracker.accept(7, 1)] == [None, None]
+    assert seen(tracker) == {"wire_lost": 1, "restarts": 1, "late": 1, "duplicate": 1}
+
+
+def test_a_board_that_uses_an_old_number_again_is_heard_at_once_if_that_boot_was_long_and_soon_if_not():
+    for lived, missed in ((REACH + 1, 0), (REACH, REACH), (100, 100)):
+        tracker = SequenceTracker(after=(8, 0), older=[(7, lived - 1)])
+        came = next(seq for seq in range(lived + 1) if tracker.accept(7, seq) is not None)
+        assert came == missed
+
+
+def test_only_the_last_boots_are_remembered():
+    tracker = SequenceTracker()
+    for boot in range(BOOTS + 1):
+        tracker.accept(boot, 0)
+    assert tracker.accept(1, 0) is None
+    assert tracker.accept(0, 0) == 1
+
+
+def test_where_a_boot_was_that_is_over_is_no_news():
+    tracker = SequenceTracker()
+    for boot, seq in ((7, 4), (8, 0)):
+        tracker.accept(boot, seq)
+    assert tracker.is_over(7, 5)
+    assert not tracker.is_over(7, 6)
+    assert not tracker.is_over(8, 1)
+    assert tracker.expect(7, 5) == 0
+    assert tracker.accept(8, 1) == 0
+    assert seen(tracker) == {"restarts": 1}
+
+
+@given(st.lists(st.tuples(st.integers(0, BOOTS - 1), st.integers(0, 30)), max_size=200), st.integers(0, 2**32 - 1))
+def test_no_sample_of_the_boots_that_are_remembered_is_handed_out_twice(places, first):
+    """Whatever is sent again, in whatever order, across the wrap, and with a start anew of this program in between."""
+    tracker, accepted, last = SequenceTracker(), [], {}
+    for number, (boot, offset) in enumerate(places):
+        seq = (first + offset) % 2**32
+        if number == len(places) // 2 and last:
+            *older, after = last.items()
+            tracker = SequenceTracker(after, older)
+        if tracker.accept(boot, seq) is not None:
+            accepted.append((boot, seq))
+            last.pop(boot, None)
+            last[boot] = seq
+    assert len(accepted) == len(set(accepted))

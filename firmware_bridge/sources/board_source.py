@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from firmware_bridge.auth import raised
 from firmware_bridge.board import Board
 from firmware_bridge.errors import EndOfSource, SourceLost, SourceUnavailable
 from firmware_bridge.frame import CTRL_SAY_HELLO, Ack, Control, Time
@@ -21,6 +22,7 @@ from firmware_bridge.sample import Label, Sample, SampleId, Schema
 from firmware_bridge.source import SourceBase
 from firmware_bridge.sources.line import Line, LineBrokenError
 from firmware_bridge.timesync import ClockSync
+from firmware_bridge.wire import SAMPLE
 
 ASK_EVERY_S = 0.5  # the request for HELLO is a frame too, and may be lost
 _ASK_EVERY_EVENTS = 64
@@ -28,7 +30,8 @@ _TRY_SOON_S = 0.05  # if nobody could be asked yet
 # A line that is silent that long may have a board at its end that restarted and waits to be asked. Then twice as long.
 SILENT_S, MOST_SILENT_S = 1.0, 4.0
 RETRY_S = 0.25  # between two attempts to open a line that broke
-ACK_EVERY_S = FLOOR_EVERY_S = 1.0
+ACK_EVERY_S = 1.0
+FLOOR_EVERY_S = 0.1  # what is above it and was taken all the same may be taken once more after a restart
 REPLAYS_SAID = 3  # in a row are no frame that was on its way
 REPLAYS = "with a key the board's boot id must rise from start to start, and its time from frame to frame"
 
@@ -64,7 +67,7 @@ class BoardSource(SourceBase):
         self._silent_s = SILENT_S
         self._handed_out = 0
         self._receipts = Receipts[SampleId](ACK_EVERY_S)
-        line.decoder.set_floor(floor)
+        line.decoder.set_floor(raised(floor, SAMPLE, after))
         self.floor: Mapping[str, Any] = line.decoder.floor()
         self._floors = Receipts[Mapping[str, Any]](FLOOR_EVERY_S)
         self._refused = 0  # frames that were no newer than others, since the last good one
@@ -166,6 +169,7 @@ class BoardSource(SourceBase):
 
     def _step(self, timeout_s: float) -> None:
         """Wait for something to happen, and deal with it."""
+        self.floor = self._floors.safe(self._safe) or self.floor
         if not self._is_there and not self._reconnected(timeout_s):
             return
         try:
@@ -175,7 +179,7 @@ class BoardSource(SourceBase):
 
     def _exchange(self, timeout_s: float) -> None:
         self._speak()
-        data = self._line.receive(timeout_s)
+        data = self._line.receive(min(timeout_s, ASK_EVERY_S))  # there may be something to say by then
         if not data:
             return
         replays = self._line.decoder.counters["replay"]
@@ -204,7 +208,6 @@ class BoardSource(SourceBase):
             upto = self._receipts.safe(self._safe)
             if upto is not None and upto != self._told and self._line.send(Ack(*upto)):
                 self._told = upto
-            self.floor = self._floors.safe(self._safe) or self.floor
             self._ack_at = now + ACK_EVERY_S
         if not self._board.awaits_hello:  # a board that says nothing of itself does not answer either
             self._ask_time()

@@ -24,7 +24,7 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from firmware_bridge.auth import board_key, key_option
+from firmware_bridge.auth import board_key, key_option, raised
 from firmware_bridge.board import Board
 from firmware_bridge.errors import BadSourceUrl, EndOfSource, SourceLost, SourceUnavailable
 from firmware_bridge.options import flag, in_file, patience, seconds, streams, whole, words
@@ -34,6 +34,7 @@ from firmware_bridge.source import SourceBase
 from firmware_bridge.sources.deliveries import GONE, Deliveries
 from firmware_bridge.sources.mqtt_link import Access, Link, Message
 from firmware_bridge.sources.mqtt_payload import PayloadDecoder, is_hello
+from firmware_bridge.wire import SAMPLE
 
 _FORM = "such as mqtt://localhost:1883/motor?client=learner"
 _WEEK_S = 7 * 86400
@@ -95,7 +96,7 @@ class Mqtt(SourceBase):
         self.can_wait = session > 0  # else the broker sends whether we keep up or not
         self._wait_s, self._most = wait, unacknowledged
         self._decoder = PayloadDecoder(stream[0] if stream else 0, None if key is None else board_key(key))
-        self._decoder.set_floor(floor)
+        self._decoder.set_floor(raised(floor, SAMPLE, after))
         self.floor: Mapping[str, Any] = self._decoder.floor()
         self._floors = Receipts[Mapping[str, Any]](_FLOOR_EVERY_S)
         self._board = Board(self._name, self._decoder, streams=stream, after=after)

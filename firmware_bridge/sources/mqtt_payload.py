@@ -37,7 +37,7 @@ class PayloadDecoder(BodyDecoder):
 
     def __init__(self, stream: int = 0, key: Key | None = None) -> None:
         super().__init__(key)
-        self._floor = _Floor()
+        self._floor = _Floor(None if key is None else key.name)
         self.counters["json"] = 0
         self._stream = stream
         self._dtypes: dict[int, np.dtype[Any]] = {}  # as announced
