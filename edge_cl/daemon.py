@@ -190,6 +190,7 @@ class Daemon:
             room=self.room,
             label_names=self.label_names,
             dropped=self._all_dropped,
+            parts=lambda: self.source.parts,
             on_status=self.on_status,
             exam=self._examine(),
         )
@@ -525,7 +526,7 @@ class Daemon:
 
     def _here(self) -> Cursor:
         """Where the daemon is in its stream."""
-        self.cursor.floor = self.source.floor
+        self.cursor.floor = self.source.floor_at(self.inlet.taken)
         self.cursor.window = self.observer.state()
         self.cursor.n_labels = len(self.label_names)
         self.cursor.telemetry = [self.telemetry.samples, self.telemetry.labelled, self.telemetry.hits]

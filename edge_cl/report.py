@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +35,7 @@ from edge_cl.service.status import (
 )
 from edge_cl.service.telemetry import Telemetry, rss_bytes, rss_peak_bytes
 from firmware_bridge.inlet import Inlet
+from firmware_bridge.source import Part
 
 EVERY_S = 0.25  # between two looks of a watcher
 WRITE_EVERY_S = 1.0  # between two writes of status.json
@@ -59,6 +60,7 @@ class Report:
     room: Room
     label_names: list[str]
     dropped: Callable[[], Mapping[str, int]]
+    parts: Callable[[], Sequence[Part]]
     on_status: Callable[[Status], None]
     state: State = "starting"
     message: str = ""
@@ -120,6 +122,10 @@ class Report:
                 "started_s": self.started_s,
                 "updated_s": time.time(),
                 "source": self.url,
+                "sources": [
+                    {"name": part.name, "streams": list(part.streams), "said": part.said, "counters": {**part.counters}}
+                    for part in self.parts()
+                ],
                 "model": f"{learner.network.kind}, {learner.network.arena.flat.numel():,} parameters",
                 "label_names": list(self.label_names),
                 "samples": telemetry.samples,

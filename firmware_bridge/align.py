@@ -14,64 +14,94 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Final
 
 import numpy as np
 
 from firmware_bridge.errors import IncompatibleSources
-from firmware_bridge.sample import SENSOR_DTYPES, Sample, Schema, Values
+from firmware_bridge.held_rows import HeldRows
+from firmware_bridge.inlet import ITEM_BYTES
+from firmware_bridge.sample import SENSOR_DTYPES, Label, Sample, SampleId, Schema, Values
 
 LATE_US: Final = 1_000_000  # that a stream may be behind the others, over and above the tolerance
 _NEVER: Final = -(2**63)
 BACK_US: Final = 100_000  # a time further back than this is another clock; less is one that was set right
 
 
-@dataclass
+@dataclass(slots=True)
 class _Taken:
-    """A sample and the times of its rows (n,) in µs; number: its place among all that its source handed out."""
+    """A sample that is held, and the time of its last row in µs; number: its place among all that its source gave."""
 
-    sample: Sample
-    times: Values
+    id: SampleId
+    label: int | None
+    last_us: int
     number: int
     used: bool = False
 
 
+@dataclass(slots=True)
+class _Waiting(_Taken):
+    """One of the first stream, and the times of its rows in µs."""
+
+    sample: Sample = field(kw_only=True)
+    times: list[int] = field(kw_only=True)
+
+
 class _Stream:
-    """What is held of one stream: rows that may be wanted yet, or, of the first one, samples that wait."""
+    """What a stream's samples look like, and how far it has come."""
 
     def __init__(self, schema: Schema) -> None:
-        self.n_channels = schema.shape[-1] if schema.shape else 1
-        self.is_block = len(schema.shape) == 2
-        self.held: deque[_Taken] = deque()
+        self.n_rows, self.n_channels = schema.rows, schema.shape[-1] if schema.shape else 1
+        self.shape = schema.shape
+        self.nbytes = schema.nbytes + ITEM_BYTES
         self.passed_us: int | float = _NEVER  # no row before that will come any more
-        self._row_us = 1e6 / schema.rate_hz if schema.rate_hz else 0.0
+        row_us = 1e6 / schema.rate_hz if schema.rate_hz else 0.0
+        self._offsets = [round(place * row_us) for place in range(self.n_rows)]
 
-    def times_of(self, time_us: int, n_rows: int) -> Values:
-        """Times of a sample's rows, of which the first was taken at time_us."""
-        times: Values = time_us + np.rint(np.arange(n_rows) * self._row_us).astype(np.int64)
-        return times
+    def times_of(self, time_us: int) -> list[int]:
+        """Times of a sample's rows, of which the first was taken at time_us; never before what has passed."""
+        return [int(max(time_us + offset, self.passed_us)) for offset in self._offsets]
 
     def rows(self, sample: Sample) -> Values:
         """Its values as rows (n, C)."""
-        rows: Values = sample.values.reshape(-1, self.n_channels)
+        rows: Values = sample.values.reshape(self.n_rows, self.n_channels)
         return rows
+
+
+class _First(_Stream):
+    """The stream that sets the times, and its samples that wait."""
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__(schema)
+        self.held: deque[_Waiting] = deque()
+
+
+class _Other(_Stream):
+    """Another stream, and its rows that may be wanted yet."""
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__(schema)
+        self.held: deque[_Taken] = deque()
+        self.held_rows = HeldRows(self.n_channels, schema.dtype)
 
 
 class Aligner:
     """Samples of streams 0, 1, … in, samples of all of them out; `schema` is what these look like.
 
     counters: unaligned, samples of the first stream for which another one had no row near enough; surplus, samples of
-    the others that none of the first wanted. most_bytes: of what waits; where that is not enough, the oldest waits no
-    longer. Raises IncompatibleSources for streams that cannot stand side by side.
+    the others that none of the first wanted. nbytes: of what waits, at most most_bytes after `joined`; where that is
+    not enough, the oldest waits no longer. Raises IncompatibleSources for streams that cannot stand side by side.
     """
 
     def __init__(self, schemas: Sequence[Schema], tolerance_us: int, *, most_bytes: int) -> None:
         self.schema = _joined(schemas)
         self.counters = {"unaligned": 0, "surplus": 0}
-        self._streams = [_Stream(schema) for schema in schemas]
-        self._first, *self._others = self._streams
+        self._first = _First(schemas[0])
+        self._others = [_Other(schema) for schema in schemas[1:]]
+        self._streams: list[_First | _Other] = [self._first, *self._others]
+        self._n_channels = sum(stream.n_channels for stream in self._streams)
         self._tolerance_us, self._most_bytes = tolerance_us, most_bytes
         self.nbytes = 0
         self._gap = False
@@ -82,14 +112,27 @@ class Aligner:
         Raises ValueError if it is not shaped as the stream's schema says.
         """
         taker = self._streams[stream]
-        rows = taker.rows(sample)
+        if sample.values.shape != taker.shape:
+            raise ValueError(f"stream {stream}: samples are of shape {taker.shape} (got {sample.values.shape})")
         if time_us < taker.passed_us - BACK_US:
             self._forget(taker)
-        times = np.maximum(taker.times_of(time_us, len(rows)), taker.passed_us).astype(np.int64)
-        taken = _Taken(sample, times, number)
-        taker.passed_us = int(times[-1])
-        taker.held.append(taken)
-        self.nbytes += sample.values.nbytes
+        times = taker.times_of(time_us)
+        taker.passed_us = last_us = times[-1]
+        if isinstance(taker, _First):
+            held = _Waiting(sample.id, sample.label, last_us, number, sample=sample, times=times)
+            taker.held.append(held)
+        else:
+            taker.held.append(_Taken(sample.id, sample.label, last_us, number))
+            taker.held_rows.put(times, taker.rows(sample))
+        self.nbytes += taker.nbytes
+
+    def late(self, label: Label) -> bool:
+        """Attach a label to its sample that is still held; False if it has left, or has been handed out with others."""
+        for held in reversed(self._streams[label.stream].held):
+            if held.id == label.id:
+                held.label = label.label
+                return not held.used
+        return False
 
     def end(self, stream: int) -> None:
         """No more will come of it."""
@@ -104,14 +147,15 @@ class Aligner:
         """Samples that are complete now, in the order of the first stream."""
         done: list[Sample] = []
         while self._first.held and self._is_due(self._first.held[0]):
-            taken = self._leave(self._first)
-            values = self._values(taken)
-            if values is None:
+            waiting = self._first.held.popleft()
+            self.nbytes -= self._first.nbytes
+            found = self._found(waiting)
+            if found is None:
                 self.counters["unaligned"] += 1
                 self._gap = True
                 continue
-            sample, label = taken.sample, self._label(taken)
-            done.append(replace(sample, values=values, label=label, gap=sample.gap or self._gap))
+            values, label = self._values(waiting, found), self._label(waiting, found)
+            done.append(replace(waiting.sample, values=values, label=label, gap=waiting.sample.gap or self._gap))
             self._gap = False
         self._trim()
         return done
@@ -121,83 +165,72 @@ class Aligner:
         held = self._streams[stream].held
         return held[0].number if held else None
 
-    def _is_due(self, taken: _Taken) -> bool:
+    def _is_due(self, waiting: _Waiting) -> bool:
         """Whether nothing nearer can come, or it has waited long enough."""
-        last_us = float(taken.times[-1])
-        if all(other.passed_us >= last_us for other in self._others) or self.nbytes > self._most_bytes:
+        if self.nbytes > self._most_bytes or all(other.passed_us >= waiting.last_us for other in self._others):
             return True
-        return self._newest_us() > last_us + self._tolerance_us + LATE_US
+        return self._newest_us() > waiting.last_us + self._tolerance_us + LATE_US
 
     def _newest_us(self) -> float:
         """The latest time that any stream has come to; one that is over has no time any more."""
         return max((s.passed_us for s in self._streams if s.passed_us < inf), default=inf)
 
-    def _values(self, taken: _Taken) -> Values | None:
-        """Values of the joined sample, None if a stream has no row near enough for one of its rows."""
-        found = [self._rows_near(other, taken.times) for other in self._others]
-        if any(near is None for near in found):
-            return None
-        parts = [self._first.rows(taken.sample)]
-        for other, near in zip(self._others, found, strict=True):
-            assert near is not None
-            rows = np.concatenate([other.rows(held.sample) for held in other.held])
-            owners = np.repeat(np.arange(len(other.held)), [len(held.times) for held in other.held])
-            for place in set(owners[near].tolist()):
-                other.held[place].used = True
-            parts.append(rows[near])
-        values = np.concatenate(parts, axis=1, dtype=self.schema.dtype, casting="same_kind")
-        values = values if self._first.is_block else values[0]
+    def _found(self, waiting: _Waiting) -> list[list[int]] | None:
+        """Of each other stream the places of the rows that belong to it, None if one has no row near enough."""
+        found: list[list[int]] = []
+        for other in self._others:
+            places = other.held_rows.nearest(waiting.times, self._tolerance_us)
+            if places is None:
+                return None
+            found.append(places)
+        return found
+
+    def _values(self, waiting: _Waiting, found: list[list[int]]) -> Values:
+        values: Values = np.empty((self._first.n_rows, self._n_channels), self.schema.dtype)
+        done = self._first.n_channels
+        values[:, :done] = self._first.rows(waiting.sample)
+        for other, places in zip(self._others, found, strict=True):
+            for owner in {place // other.n_rows for place in places}:
+                other.held[owner].used = True
+            rows = other.held_rows.values
+            values[:, done : done + other.n_channels] = rows[places] if len(places) > 1 else rows[places[0]]
+            done += other.n_channels
+        values = values if len(self._first.shape) == 2 else values[0]
         values.flags.writeable = False
         return values
 
-    def _rows_near(self, other: _Stream, wanted: Values) -> Values | None:
-        """Places of the rows that are nearest to the wanted times, None if one of them is not near enough."""
-        if not other.held:
-            return None
-        times = np.concatenate([held.times for held in other.held])
-        nearest = _nearest(times, wanted)
-        return None if (np.abs(times[nearest] - wanted) > self._tolerance_us).any() else nearest
-
-    def _label(self, taken: _Taken) -> int | None:
-        """The first stream's label; where it has none, that of the first other one that has one at that time."""
-        if taken.sample.label is not None:
-            return taken.sample.label
-        for other in self._others:
-            times = np.array([held.times[-1] for held in other.held])
-            label = other.held[int(_nearest(times, taken.times[-1:])[0])].sample.label
-            if label is not None:
-                return label
-        return None
+    def _label(self, waiting: _Waiting, found: list[list[int]]) -> int | None:
+        """The first stream's label; where it has none, that of the first other one that has one at its last row."""
+        if waiting.label is not None:
+            return waiting.label
+        labels = [o.held[places[-1] // o.n_rows].label for o, places in zip(self._others, found, strict=True)]
+        return next((label for label in labels if label is not None), None)
 
     def _trim(self) -> None:
-        """Let rows of the others go that no sample can want any more."""
+        """Let rows of the others go that no sample can want any more; where there is no room, the oldest of all."""
         wanted_us = float(self._first.held[0].times[0]) if self._first.held else self._first.passed_us
         wanted_us = max(wanted_us, self._newest_us() - LATE_US - self._tolerance_us) - self._tolerance_us
         for other in self._others:
-            while other.held and (other.held[0].times[-1] < wanted_us or self.nbytes > self._most_bytes):
+            while other.held and other.held[0].last_us < wanted_us:
                 self._leave(other)
+        while self.nbytes > self._most_bytes and (rich := [other for other in self._others if other.held]):
+            self._leave(min(rich, key=lambda other: other.held[0].last_us))
 
-    def _forget(self, stream: _Stream) -> None:
-        while stream.held:
-            self._leave(stream)
-            self.counters["unaligned"] += stream is self._first
-        self._gap |= stream is self._first
+    def _forget(self, stream: _First | _Other) -> None:
+        if isinstance(stream, _First):
+            self.counters["unaligned"] += len(stream.held)
+            self.nbytes -= stream.nbytes * len(stream.held)
+            stream.held.clear()
+            self._gap = True
+        else:
+            while stream.held:
+                self._leave(stream)
         stream.passed_us = _NEVER
 
-    def _leave(self, stream: _Stream) -> _Taken:
-        taken = stream.held.popleft()
-        self.nbytes -= taken.sample.values.nbytes
-        self.counters["surplus"] += stream is not self._first and not taken.used
-        return taken
-
-
-def _nearest(times: Values, wanted: Values) -> Values:
-    """Indices into times, which rise, of those nearest to each of wanted; the earlier one of two as near."""
-    after = (
-        np.searchsorted(times, wanted).clip(1, len(times) - 1) if len(times) > 1 else np.zeros(len(wanted), np.int64)
-    )
-    before = np.maximum(after - 1, 0)
-    return np.where(wanted - times[before] <= times[after] - wanted, before, after)
+    def _leave(self, other: _Other) -> None:
+        self.counters["surplus"] += not other.held.popleft().used
+        other.held_rows.let_go(other.n_rows)
+        self.nbytes -= other.nbytes
 
 
 def _joined(schemas: Sequence[Schema]) -> Schema:

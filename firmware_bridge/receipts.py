@@ -6,6 +6,7 @@ what is said is rounded down to the mark before. Knows no clock and no sample.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from typing import Final, Generic, TypeVar
 
@@ -25,12 +26,14 @@ class Receipts(Generic[What]):
         self._marks: deque[tuple[int, What]] = deque()
         self._begun_s = 0.0  # when the newest mark was
         self._safe: What | None = None
+        self._lock = threading.Lock()  # who hands out is one thread, who is told another
 
     def note(self, n: int, what: What, now_s: float) -> None:
         """`what` is what stands behind the first n items."""
-        if self._marks and now_s - self._begun_s < self._every_s:
-            self._marks[-1] = (n, what)
-        else:
+        with self._lock:
+            if self._marks and now_s - self._begun_s < self._every_s:
+                self._marks[-1] = (n, what)
+                return
             if len(self._marks) == MOST_MARKS:
                 self._marks = deque(list(self._marks)[::2])
             self._marks.append((n, what))
@@ -38,6 +41,7 @@ class Receipts(Generic[What]):
 
     def safe(self, n: int) -> What | None:
         """What stands behind the items of which the first n are safe; None if that is nothing yet."""
-        while self._marks and self._marks[0][0] <= n:
-            self._safe = self._marks.popleft()[1]
-        return self._safe
+        with self._lock:
+            while self._marks and self._marks[0][0] <= n:
+                self._safe = self._marks.popleft()[1]
+            return self._safe

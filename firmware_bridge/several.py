@@ -1,8 +1,8 @@
 """Several sources as one: each read by its own inlet and its own rule, their streams numbered in the order given.
 
 Without alignment samples come as they are, so that several boards of a kind teach one learner; with it the samples of
-all streams that were taken at one time are one sample (align.py). What can wait is merged by time, the same way each
-time it is played; what cannot is read in turn, so that no source starves another. Knows no wire and no learner.
+all streams that were taken at one time are one sample (align.py). What is played is merged by time, the same way each
+time; what is not is read in turn, so that no source waits for another. Knows no wire and no learner.
 """
 
 from __future__ import annotations
@@ -18,13 +18,19 @@ from typing import Any, Final
 from firmware_bridge.align import Aligner, common_labels
 from firmware_bridge.errors import EndOfSource, IncompatibleSources
 from firmware_bridge.inlet import Inlet
+from firmware_bridge.lane import Lane
 from firmware_bridge.receipts import Receipts
 from firmware_bridge.sample import Label, Sample, Schema
-from firmware_bridge.source import Source, SourceBase
+from firmware_bridge.source import Part, Source, SourceBase
 
 # Who says when a sample was taken: the board, by answering TIME; its own stamps, that are UNIX time; or this machine.
 CLOCKS: Final = ("board", "unix", "arrival")
 TELL_EVERY_S: Final = 0.05
+MANY_UNALIGNED: Final = 200
+FEW_ALIGNED: Final = (
+    "most of its samples find no partner in time: name the slowest source first, or set bridge.align_ms to at least "
+    "half of what lies between two samples of the slowest"
+)
 FARTHEST_US: Final = 1 << 60  # from 1970, of a time that can be one
 
 
@@ -41,7 +47,7 @@ class Several(SourceBase):
     def __init__(
         self, sources: Sequence[Source], clocks: Sequence[str | None], *, align_us: int | None, queue_bytes: int
     ) -> None:
-        self._lanes = [_Lane(source, clock) for source, clock in zip(sources, clocks, strict=True)]
+        self._lanes = [Lane(source, clock) for source, clock in zip(sources, clocks, strict=True)]
         self._align_us, self._queue_bytes = align_us, queue_bytes
         self._aligner: Aligner | None = None
         self._changed = threading.Condition()
@@ -50,10 +56,11 @@ class Several(SourceBase):
         self.schema = Schema(name="", dtype="uint8", shape=())
         self._ready: deque[Sample | Label] = deque()
         self._turn = self._handed_out = self._safe = 0
-        self._receipts = Receipts[tuple[int, ...]](TELL_EVERY_S)
+        # How much of each source stands behind so many items: for what is safe, and for what only was handed out.
+        self._receipts, self._places = Receipts[tuple[int, ...]](TELL_EVERY_S), Receipts[tuple[int, ...]](TELL_EVERY_S)
         self._told: tuple[int, ...] | None = None
         self._unsynced = 0
-        self._gap = False
+        self._is_played = self._gap = self._is_warned = False
         self._said = ""
 
     @property
@@ -69,11 +76,21 @@ class Several(SourceBase):
     @property
     def said(self) -> str:
         """What there last was to say of any of them, behind its name."""
-        for lane in self._lanes:
-            if lane.source.said != lane.said:
-                lane.said = lane.source.said
-                self._said = f"{lane.name}: {lane.said}"
+        news = [f"{lane.name}: {event}" for lane in self._lanes for event in lane.news()]
+        if not self._is_warned and self._aligner is not None and self._finds_few(self._aligner):
+            self._is_warned = True
+            news.append(f"{self._lanes[0].name}: {FEW_ALIGNED}")
+        self._said = "; ".join(news) or self._said
         return self._said
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """Each of them by itself; its streams as they are numbered here."""
+        ends = [lane.first + len(lane.source.streams) for lane in self._lanes]
+        return [
+            Part(lane.name, tuple(range(lane.first, end)), lane.source.said, lane.counters)
+            for lane, end in zip(self._lanes, ends, strict=True)
+        ]
 
     @property
     def counters(self) -> Mapping[str, int]:
@@ -88,11 +105,6 @@ class Several(SourceBase):
         return {**total, **aligned, "unsynced": self._unsynced}
 
     @property
-    def floor(self) -> Mapping[str, Any]:  # type: ignore[override]  # of each source, by its place
-        """Of all of them, by their places."""
-        return {str(place): lane.source.floor for place, lane in enumerate(self._lanes) if lane.source.floor}
-
-    @property
     def streams(self) -> Sequence[int]:
         """Of all, numbered in order; the first one alone if they are aligned."""
         return (0,) if self._aligner is not None else range(len(self._schemas))
@@ -104,25 +116,35 @@ class Several(SourceBase):
     def open(self) -> None:
         """Open one after the other. Raises what they raise, and IncompatibleSources."""
         with ExitStack() as stack:
+            # The learner's inlet has a quarter of it all, what waits to be joined the half.
+            share = self._queue_bytes // 4 * (3 if self._align_us is None else 1) // len(self._lanes)
             for lane in self._lanes:
                 lane.source.open()
                 stack.callback(lane.source.close)
                 lane.first = len(self._schemas)
                 self._schemas += [lane.source.schema_of(stream) for stream in lane.source.streams]
-            self._fit()
-            share = self._queue_bytes // (2 * len(self._lanes))
-            for lane in self._lanes:
-                stamp = None if self._align_us is None or self.can_wait else lane.host_us
+                # Read at once: what comes while the others open must neither be lost nor stamped late.
+                stamp = None if self._align_us is None else lane.host_us
                 lane.inlet = Inlet(lane.source, share, changed=self._changed, host_us=stamp)
                 stack.callback(lane.inlet.close)
+            self._is_played = all(lane.is_played for lane in self._lanes)
+            self._call_by_name()
+            self._fit()
+            stack.callback(self._tell)
             self._closing = stack.pop_all()
 
     def close(self) -> None:
         """Let all go; a second call does nothing."""
         self._closing.close()
 
+    def floor_at(self, n: int) -> Mapping[str, Any]:
+        """Of all of them, by their places; each as it was with what of its own is in the first n items, or before."""
+        behind = self._places.safe(n) or (0,) * len(self._lanes)
+        floors = [lane.source.floor_at(own) for lane, own in zip(self._lanes, behind, strict=True)]
+        return {str(place): floor for place, floor in enumerate(floors) if floor}
+
     def acknowledge(self, n: int) -> None:
-        """Each is told, by the thread that reads, what of its own is in the first n items or was left aside."""
+        """Each is told, when it is read or closed, what of its own is in the first n items or was left aside."""
         self._safe = n
 
     def read(self, timeout_s: float) -> Sample | Label | None:
@@ -147,10 +169,21 @@ class Several(SourceBase):
         self._note()
         return item
 
+    def _finds_few(self, aligner: Aligner) -> bool:
+        """Whether most samples of the first stream find no partner, so that hardly a window can fill."""
+        unaligned = aligner.counters["unaligned"]
+        return unaligned >= MANY_UNALIGNED and unaligned > self._handed_out
+
+    def _call_by_name(self) -> None:
+        """Each by its own name, those that are called alike by their places, too."""
+        names = [lane.source.schema.name for lane in self._lanes]
+        for place, (lane, name) in enumerate(zip(self._lanes, names, strict=True)):
+            lane.name = name if names.count(name) == 1 else f"{name}{place}"
+
     def _fit(self) -> None:
         """Settle what the samples look like. Raises IncompatibleSources."""
         if self._align_us is not None:
-            self._aligner = Aligner(self._schemas, self._align_us, most_bytes=self._queue_bytes // 4)
+            self._aligner = Aligner(self._schemas, self._align_us, most_bytes=self._queue_bytes // 2)
             self.schema = self._aligner.schema
             return
         first = self._schemas[0]
@@ -163,9 +196,9 @@ class Several(SourceBase):
                 )
         self.schema = replace(first, label_names=common_labels(self._schemas))
 
-    def _next(self, deadline: float) -> _Lane | None:
+    def _next(self, deadline: float) -> Lane | None:
         """The lane whose item is to be taken now, None if none came in time."""
-        if self.can_wait:
+        if self._is_played:
             for lane in self._lanes:
                 lane.look(max(0.0, deadline - time.monotonic()))
                 if lane.head is None and not lane.is_over:
@@ -186,23 +219,25 @@ class Several(SourceBase):
                 if not any(lane.has_news for lane in self._lanes):
                     self._changed.wait(left_s)
 
-    def _take(self, lane: _Lane) -> None:
+    def _take(self, lane: Lane) -> None:
         item = lane.pop()
         streams = lane.source.streams
         item = replace(item, stream=lane.first + (streams.index(item.stream) if len(streams) > 1 else 0))
-        if isinstance(item, Label) or self._aligner is None:
+        if self._aligner is None:
             self._ready.append(item)
-        else:
+        elif isinstance(item, Sample):
             self._align(self._aligner, lane, item)
+        elif not self._aligner.late(item):
+            self._ready.append(item)
         if not self._ready:
             self._note()
 
-    def _align(self, aligner: Aligner, lane: _Lane, sample: Sample) -> None:
+    def _align(self, aligner: Aligner, lane: Lane, sample: Sample) -> None:
         alone = len(self._lanes) == 1
         if alone and lane.boot not in (None, sample.boot):
             aligner.restart()
         lane.boot = sample.boot
-        time_us = sample.time_us if alone or self.can_wait else sample.host_us
+        time_us = sample.time_us if alone or self._is_played else sample.host_us
         if time_us is None or abs(time_us) > FARTHEST_US:
             self._unsynced += 1
             self._gap |= sample.stream == 0
@@ -221,14 +256,18 @@ class Several(SourceBase):
                 for place in range(len(lane.source.streams)):
                     self._aligner.end(lane.first + place)
                 self._ready += self._aligner.joined()
+        if ended:
+            self._note()
         return bool(ended)
 
     def _note(self) -> None:
         """Note how much of each source is behind us once the learner has all that was handed out."""
         if not self._ready:
-            self._receipts.note(self._handed_out, tuple(map(self._behind, self._lanes)), time.monotonic())
+            behind, now = tuple(map(self._behind, self._lanes)), time.monotonic()
+            self._receipts.note(self._handed_out, behind, now)
+            self._places.note(self._handed_out, behind, now)
 
-    def _behind(self, lane: _Lane) -> int:
+    def _behind(self, lane: Lane) -> int:
         """How many items of a source nothing waits for any more."""
         if self._aligner is None:
             return lane.taken
@@ -244,58 +283,6 @@ class Several(SourceBase):
                 lane.source.acknowledge(n)
 
 
-class _Lane:
-    """A source, its inlet, and the item that comes next; first: number of its first stream."""
-
-    def __init__(self, source: Source, clock: str | None) -> None:
-        self.source = source
-        self._clock = clock or ("board" if source.has_clock else "arrival")
-        self.inlet: Inlet | None = None
-        self.head: Sample | Label | None = None
-        self.is_over = self.is_seen = False
-        self.first = self.taken = 0
-        self.boot: int | None = None
-        self.said = ""
-
-    @property
-    def name(self) -> str:
-        return self.source.schema.name
-
-    @property
-    def counters(self) -> Mapping[str, int]:
-        return {**self.source.counters, "queue_oldest": 0} if self.inlet is None else self.inlet.counters
-
-    @property
-    def has_news(self) -> bool:
-        return not self.is_over and self.inlet is not None and self.inlet.has_news
-
-    def host_us(self, sample: Sample) -> int | None:
-        """When a sample that came just now was taken, in UNIX time."""
-        if self._clock == "unix":
-            return sample.time_us
-        if self._clock == "board":
-            return self.source.host_us(sample)
-        schema = self.source.schema_of(sample.stream)
-        return time.time_ns() // 1000 - round(1e6 * (schema.rows - 1) / (schema.rate_hz or 1e6))
-
-    def look(self, timeout_s: float) -> None:
-        """See to it that `head` is what comes next, if that comes in time. Raises SourceLost."""
-        if self.head is None and not self.is_over:
-            assert self.inlet is not None, "open comes first"
-            try:
-                self.head = self.inlet.get(timeout_s)
-            except EndOfSource:
-                self.is_over = True
-
-    def pop(self) -> Sample | Label:
-        """What comes next, which must be there."""
-        assert self.inlet is not None
-        assert self.head is not None
-        item, self.head = self.head, None
-        self.taken = self.inlet.taken
-        return item
-
-
-def _time_of_head(lane: _Lane) -> int:
+def _time_of_head(lane: Lane) -> int:
     """Labels first: they are of samples that came before."""
     return lane.head.time_us if isinstance(lane.head, Sample) else -1

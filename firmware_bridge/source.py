@@ -6,10 +6,19 @@ A source has no thread and no queue of its own (inlet.py has both), and it knows
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType, TracebackType
-from typing import Any, Protocol, TypeVar
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from firmware_bridge.sample import HeldOut, Label, Sample, Schema
+
+
+class Part(NamedTuple):
+    """One source, by itself or among several: its name, its streams, what it said last, and its counters."""
+
+    name: str
+    streams: tuple[int, ...]
+    said: str
+    counters: Mapping[str, int]
 
 
 class Source(Protocol):
@@ -46,10 +55,6 @@ class Source(Protocol):
         """Whether it can tell when a sample was taken in the time of this machine."""
 
     @property
-    def floor(self) -> Mapping[str, Any]:
-        """What may be kept so that no frame is taken again in another run, {} without a key."""
-
-    @property
     def streams(self) -> Sequence[int]:
         """Numbers of the streams that its samples are of."""
 
@@ -60,6 +65,10 @@ class Source(Protocol):
     @property
     def counters(self) -> Mapping[str, int]:
         """Drops and faults by reason."""
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """The sources that it is made of: itself, if it is one."""
 
     def schema_of(self, stream: int) -> Schema:
         """What the samples of one of its streams look like."""
@@ -76,6 +85,12 @@ class Source(Protocol):
     def read(self, timeout_s: float) -> Sample | Label | None:
         """Next sample or late label, None if none came in time. Raises EndOfSource, SourceLost."""
 
+    def floor_at(self, n: int) -> Mapping[str, Any]:
+        """What to keep with the first n items, so that no frame of theirs is taken again in another run.
+
+        {} without a key. n never falls from call to call.
+        """
+
     def acknowledge(self, n: int) -> None:
         """The first n items, samples and labels, that were read since it was opened are safe with the learner.
 
@@ -91,9 +106,18 @@ class Source(Protocol):
         """Close the source."""
 
 
-class _OfOneSchema(Protocol):
+class _One(Protocol):
     @property
     def schema(self) -> Schema: ...
+
+    @property
+    def streams(self) -> Sequence[int]: ...
+
+    @property
+    def said(self) -> str: ...
+
+    @property
+    def counters(self) -> Mapping[str, int]: ...
 
 
 Opened = TypeVar("Opened", bound="SourceBase")
@@ -104,7 +128,6 @@ class SourceBase:
 
     held_out: HeldOut | None = None
     is_queued = needs_acknowledgement = has_clock = False
-    floor: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def said(self) -> str:
@@ -124,13 +147,22 @@ class SourceBase:
         """One, which has no number of its own."""
         return (0,)
 
-    def schema_of(self: _OfOneSchema, stream: int) -> Schema:
+    @property
+    def parts(self: _One) -> Sequence[Part]:
+        """It is one."""
+        return [Part(self.schema.name, tuple(self.streams), self.said, self.counters)]
+
+    def schema_of(self: _One, stream: int) -> Schema:
         """The one that all its samples have."""
         return self.schema
 
     def host_us(self, sample: Sample) -> int | None:
         """Nobody knows."""
         return None
+
+    def floor_at(self, n: int) -> Mapping[str, Any]:
+        """There is no key."""
+        return {}
 
     def acknowledge(self, n: int) -> None:
         """Nobody to tell."""

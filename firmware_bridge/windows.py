@@ -41,12 +41,25 @@ class Windows:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on where state() was taken. Raises ValueError if it is of another length or stride."""
-        for stream in sorted({name.partition(".")[0] for name in state}, key=int):
+        """Go on where state() was taken; all of it or nothing.
+
+        Raises ValueError if it is of another length or stride, or of a stream that there is not.
+        """
+        windows: dict[int, Window] = {}
+        for stream in sorted({int(name.partition(".")[0]) for name in state}):
             own = {name.partition(".")[2]: value for name, value in state.items() if name.startswith(f"{stream}.")}
-            self._of(int(stream)).load_state(own)
+            windows[stream] = self._made_for(stream)
+            windows[stream].load_state(own)
+        self._windows = windows
 
     def _of(self, stream: int) -> Window:
         if stream not in self._windows:
-            self._windows[stream] = Window(self.length, self.stride, rate_hz=self._rate_of(stream))
+            self._windows[stream] = self._made_for(stream)
         return self._windows[stream]
+
+    def _made_for(self, stream: int) -> Window:
+        try:
+            rate_hz = self._rate_of(stream)
+        except LookupError as exc:
+            raise ValueError(f"there is no stream {stream}") from exc
+        return Window(self.length, self.stride, rate_hz=rate_hz)

@@ -16,7 +16,7 @@ from firmware_bridge.frame import CTRL_SAY_HELLO, Control, FrameDecoder, encode_
 from tools.fakes.board import Habits, StreamingBoard
 from tools.fakes.far_ends import FarEnd, PtyEnd, TcpEnd, UdpEnd
 from tools.fakes.faults import BadLine
-from tools.fakes.signals import signal
+from tools.fakes.signals import signals
 
 SAY_HELLO = b"\0" + encode_control(Control(0, 0, 0, CTRL_SAY_HELLO))
 
@@ -60,8 +60,8 @@ class Running:
     """A board of tools/fakes in a thread of its own."""
 
     def __init__(self, end: FarEnd, name: str, habits: Habits, *, seed: int, flips: float, drops: float) -> None:
-        schema, samples = signal(name, seed, habits.rate_hz)
-        self.board = StreamingBoard(end, schema, samples, habits, BadLine(seed, flips, drops, is_stream=end.is_stream))
+        schemas, samples = signals(name.split(","), seed, habits.rate_hz)
+        self.board = StreamingBoard(end, schemas, samples, habits, BadLine(seed, flips, drops, is_stream=end.is_stream))
         self.url = end.url
         self._end = end
         self._thread = threading.Thread(target=self.board.run, daemon=True)

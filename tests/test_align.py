@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from firmware_bridge.align import BACK_US, LATE_US, Aligner
 from firmware_bridge.errors import IncompatibleSources
+from firmware_bridge.inlet import ITEM_BYTES
 from firmware_bridge.sample import Sample, Schema
 
 AMPLE = 1 << 30
@@ -40,7 +41,7 @@ def rising(steps: list[int]) -> list[int]:
 
 
 @given(
-    st.lists(st.lists(st.integers(1, 2000), max_size=40).map(rising), min_size=2, max_size=4),
+    st.lists(st.lists(st.integers(0, 2000), max_size=40).map(rising), min_size=2, max_size=4),
     st.integers(0, 1500),
     st.randoms(use_true_random=False),
 )
@@ -106,12 +107,24 @@ def test_a_silent_stream_is_not_waited_for_longer_than_that():
 
 @pytest.mark.parametrize("silent", [0, 1])
 def test_what_waits_for_a_silent_stream_is_bounded(silent):
-    aligner = Aligner([schema("a"), schema("b")], 100, most_bytes=100)
+    aligner = Aligner([schema("a"), schema("b")], 100, most_bytes=50 * (ITEM_BYTES + 2))
     for seq in range(1000):
         aligner.push(1 - silent, row(1 - silent, seq, seq, seq), seq, seq)
         assert aligner.joined() == []
-        assert aligner.nbytes <= 100
+        assert aligner.nbytes <= 50 * (ITEM_BYTES + 2)
     assert sum(aligner.counters.values()) == 950
+
+
+def test_where_there_is_no_room_a_fast_stream_does_not_drive_out_a_slow_one():
+    streams = [schema("late"), schema("slow"), schema("fast")]
+    aligner = Aligner(streams, 6000, most_bytes=20 * (ITEM_BYTES + 2))
+    for seq, time_us in enumerate(range(0, 101_000, 1000)):
+        for stream in (1, 2) if seq % 10 == 0 else (2,):
+            aligner.push(stream, row(stream, seq, time_us, seq), time_us, seq)
+            assert aligner.joined() == []
+    aligner.push(0, row(0, 0, 94_000, 7), 94_000, 1)
+    (sample,) = aligner.joined()
+    assert sample.values.tolist() == [7, 90, 94]
 
 
 def test_a_clock_that_is_set_back_begins_anew_and_one_that_is_set_right_does_not():

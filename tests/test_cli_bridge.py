@@ -118,7 +118,14 @@ def test_list_says_what_stands_in_the_way(
 
 def test_several_streams_are_recorded_in_turn_and_can_be_played_apart(tmp_path: Path) -> None:
     """Each has a clock of its own, and one starts anew on the way: time never goes back and none is invented."""
-    told = [(0, 1, 0, 5_000_000), (1, 7, 0, 0), (0, 1, 1, 6_000_000), (1, 7, 1, 1_500_000), (1, 8, 0, 100), (0, 1, 2, 7)]
+    told = [
+        (0, 1, 0, 5_000_000),
+        (1, 7, 0, 0),
+        (0, 1, 1, 6_000_000),
+        (1, 7, 1, 1_500_000),
+        (1, 8, 0, 100),
+        (0, 1, 2, 7),
+    ]
     samples = [Sample(*place, np.full(2, n, np.int16)) for n, place in enumerate(told)]
     write_recording(tmp_path / "two.npz", Schema("two", "int16", (2,)), samples)
     with np.load(tmp_path / "two.npz") as file:

@@ -566,19 +566,17 @@ def test_what_the_floor_refuses_is_not_acknowledged_before_the_first_of_it_is_sa
         assert seqs(take(again, 1)) == [0]
 
 
-def test_the_floor_to_keep_never_lies_above_a_label_that_is_not_safe(mosquitto, tmp_path):
+def test_the_floor_to_keep_with_a_sample_never_lies_above_the_label_behind_it(mosquitto, tmp_path):
     url = introduce_with_key(mosquitto, tmp_path)
     mosquitto.send("motor", [*signed_samples(0), signed(Label(0, 7, 0, 3), 50)])
     with make_source(url) as source:
         take(source, 2)
-        source.acknowledge(1)
-        assert "2:0" not in source.floor
-        floor = source.floor
+        floor = source.floor_at(1)
+        assert "2:0" not in floor
     with resumed(mosquitto, after=[SampleId(0, 7, 0)], floor={**floor, "1:0": [7, 0]}) as source:
         assert take(source, 1) == [Label(0, 7, 0, 3)]
-        source.acknowledge(1)
         heights = {"0:0": [7, 5], "1:0": [7, 0], "2:0": [7, 50]}
-        assert source.floor == {**heights, "key": board_key(SECRET).name}
+        assert source.floor_at(1) == {**heights, "key": board_key(SECRET).name}
 
 
 @pytest.mark.parametrize(("query", "fault"), [("", "tagged"), ("key=@{}/key", "JSON"), ("key=@{}/other", "tagged")])

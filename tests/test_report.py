@@ -54,6 +54,7 @@ def reporting(folder: Path, recording: Path, seen: list[Status]) -> Iterator[Rep
                 room=Room(0, 1.0),
                 label_names=list(LABELS),
                 dropped=lambda: {"shape": 3},
+                parts=lambda: source.parts,
                 on_status=seen.append,
             )
         finally:

@@ -24,7 +24,7 @@ from firmware_bridge.options import part, patience, whole
 from tools.fakes.board import Habits, StreamingBoard
 from tools.fakes.far_ends import FarEnd, PtyEnd, TcpEnd, UdpEnd
 from tools.fakes.faults import BadLine
-from tools.fakes.signals import signal
+from tools.fakes.signals import NAMES, signals
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,9 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
         first_boot=options.boot,
         secret=options.key,
     )
-    schema, samples = signal(options.signal, options.seed, options.rate)
-    board = StreamingBoard(end, schema, samples, habits, bad)
-    _tell({"url": end.url, "boot": options.boot, "signal": options.signal}, as_json=options.json)
+    names = options.streams or [options.signal]
+    schemas, samples = signals(names, options.seed, options.rate)
+    board = StreamingBoard(end, schemas, samples, habits, bad)
+    _tell({"url": end.url, "boot": options.boot, "signal": ",".join(names)}, as_json=options.json)
     try:
         board.run()
     except KeyboardInterrupt:
@@ -70,8 +71,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", help="of the broker (127.0.0.1)")
     add("--topic", default="board", help="of MQTT (board)")
     add("--framing", choices=("length", "cobs"), default="length", help="of TCP (length)")
-    add("--signal", choices=("imu", "motor"), default="imu", help="what it measures (imu)")
-    add("--samples", type=whole(1), required=True, help="how many it makes")
+    add("--signal", choices=NAMES, default="imu", help="what it measures (imu)")
+    add(
+        "--streams",
+        type=_signals,
+        metavar="A,B@HZ",
+        help="several streams, each a signal with a rate if it has its own",
+    )
+    add("--samples", type=whole(1), required=True, help="how many it makes, of all streams together")
     add("--seed", type=whole(0), default=0, help="of samples and faults (0)")
     add("--boot", type=whole(0, 0xFFFF), default=1, help="its first boot id (1)")
     add("--rate", type=_number, help="samples a second; it then never waits (as fast as the line takes them)")
@@ -101,6 +108,15 @@ def _end(options: argparse.Namespace) -> FarEnd:
     if not port:
         raise SystemExit("--link udp sends to a port: give it with --port")
     return UdpEnd(port, secret)
+
+
+def _signals(text: str) -> list[str]:
+    names = text.split(",")
+    for name in names:
+        which, _, own = name.partition("@")
+        if which not in NAMES or (own and (which == "motor" or _number(own) <= 0)):
+            raise ValueError("must be signals with commas between, imu with or without a rate, or motor")
+    return names
 
 
 def _number(text: str) -> float:

@@ -268,8 +268,19 @@ def _footer(status: Status) -> RenderableType:
     snapshot = plain(status["snapshot"] or "none yet") + Text("" if age is None else f", {clock(age)} old")
     grid.add_row("dropped", Text.assemble(drops(status["dropped"]), "; ", _kept(status)))
     grid.add_row("snapshot", snapshot)
+    if len(status["sources"]) > 1:
+        grid.add_row("sources", _sources(status))
     grid.add_row("last", plain(status["message"]))
     return grid
+
+
+def _sources(status: Status) -> Text:
+    """Each of several by its name, with what it said last; red while it is gone."""
+    parts = []
+    for source in status["sources"]:
+        told = plain(f"{source['name']}: {source['said']}" if source["said"] else source["name"])
+        parts.append(Text(told.plain, style="red" if source["said"].startswith("gone") else ""))
+    return Text("; ").join(parts)
 
 
 def _kept(status: Status) -> Text:

@@ -92,6 +92,15 @@ class LateLabels(TypedDict):
     newest: list[tuple[int, int, int, str | None]]
 
 
+class SourceState(TypedDict):
+    """One source: what it said last (that its device is gone, or back), and its counters, in samples and frames."""
+
+    name: str
+    streams: list[int]
+    said: str
+    counters: dict[str, int]
+
+
 class Status(TypedDict):
     """One moment of a daemon. Times of day are seconds since 1970; a null is not known yet."""
 
@@ -100,6 +109,7 @@ class Status(TypedDict):
     started_s: float | None
     updated_s: float | None
     source: str
+    sources: list[SourceState]
     model: str
     label_names: list[str]
     samples: int  # observations that came, labelled or not
@@ -180,6 +190,7 @@ def blank() -> Status:
     """The status of a daemon that has done nothing yet; a fresh dict each time."""
     return {
         "state": "starting", "pid": None, "started_s": None, "updated_s": None, "source": "", "model": "",
+        "sources": [],
         "label_names": [], "samples": 0, "labelled": 0, "learned": 0, "steps": 0, "consolidations": 0,
         "samples_per_s": 0.0, "prequential_accuracy": None, "prequential_history": [],
         "anomaly_score": None, "anomaly_p50": None, "exam": [], "exam_history": [],

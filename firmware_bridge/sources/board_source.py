@@ -41,8 +41,7 @@ class BoardSource(SourceBase):
 
     stream: which of the board's streams, default its first. wait: seconds that open() waits for the board's HELLO;
     without one the schema is taken from the first sample. reconnect: seconds that a broken line is tried again, inf for
-    ever, 0 not at all. after: see make_source. floor: the replay floor to go on from; the attribute is the one to keep,
-    and not above what is safe.
+    ever, 0 not at all. after: see make_source. floor: the replay floor to go on from.
     """
 
     can_wait = False
@@ -68,7 +67,7 @@ class BoardSource(SourceBase):
         self._handed_out = 0
         self._receipts = Receipts[SampleId](ACK_EVERY_S)
         line.decoder.set_floor(raised(floor, SAMPLE, after))
-        self.floor: Mapping[str, Any] = line.decoder.floor()
+        self._floor: Mapping[str, Any] = line.decoder.floor()
         self._floors = Receipts[Mapping[str, Any]](FLOOR_EVERY_S)
         self._refused = 0  # frames that were no newer than others, since the last good one
         self._safe = 0  # of what was handed out; set by the learner's thread
@@ -128,6 +127,11 @@ class BoardSource(SourceBase):
         """UNIX time in µs at which the sample was taken, None while that is not known, as of boards without TIME."""
         return self.clock.host_us(sample.time_us) if sample.boot == self._clock_boot else None
 
+    def floor_at(self, n: int) -> Mapping[str, Any]:
+        """As it was when these had been handed out, or up to FLOOR_EVERY_S before."""
+        self._floor = self._floors.safe(n) or self._floor
+        return self._floor
+
     def acknowledge(self, n: int) -> None:
         """Tell the board, within two seconds, that it may forget these samples."""
         self._safe = n  # the thread that reads sends it
@@ -169,7 +173,6 @@ class BoardSource(SourceBase):
 
     def _step(self, timeout_s: float) -> None:
         """Wait for something to happen, and deal with it."""
-        self.floor = self._floors.safe(self._safe) or self.floor
         if not self._is_there and not self._reconnected(timeout_s):
             return
         try:

@@ -40,7 +40,7 @@ _FORM = "such as mqtt://localhost:1883/motor?client=learner"
 _WEEK_S = 7 * 86400
 _SLICE_S = 0.05  # how long what may be acknowledged waits for it
 _HELLO_S = 0.5  # a retained HELLO comes at once
-_FLOOR_EVERY_S = 1.0  # see Receipts
+_FLOOR_EVERY_S = 0.1  # see Receipts
 _MAX_EARLY, _MAX_EARLY_BYTES = 256, 4 << 20  # of what waits for it; the bytes are those of one message at most
 
 
@@ -52,7 +52,7 @@ class Mqtt(SourceBase):
     most messages that the broker sends before it waits; the learner must be able to keep one of so many. wait: seconds
     that open() waits for a HELLO or a sample, of which the schema is taken. key: secret that frames are signed with.
     stream, after, reconnect: see BoardSource; after has the latest boots, for what was sent in them may come again.
-    floor: the replay floor to go on from. The attribute is the one to keep, and never above a label that is not safe.
+    floor: the replay floor to go on from.
     """
 
     OPTIONS: Mapping[str, Callable[[str], Any]] = {
@@ -97,7 +97,7 @@ class Mqtt(SourceBase):
         self._wait_s, self._most = wait, unacknowledged
         self._decoder = PayloadDecoder(stream[0] if stream else 0, None if key is None else board_key(key))
         self._decoder.set_floor(raised(floor, SAMPLE, after))
-        self.floor: Mapping[str, Any] = self._decoder.floor()
+        self._floor: Mapping[str, Any] = self._decoder.floor()
         self._floors = Receipts[Mapping[str, Any]](_FLOOR_EVERY_S)
         self._board = Board(self._name, self._decoder, streams=stream, after=after)
         self._deliveries = Deliveries(after)
@@ -157,11 +157,15 @@ class Mqtt(SourceBase):
         self._acknowledge_due()
         self._link.close()
 
+    def floor_at(self, n: int) -> Mapping[str, Any]:
+        """As it was when these had been handed out, or up to _FLOOR_EVERY_S before: never above a label behind them."""
+        self._floor = self._floors.safe(n) or self._floor
+        return self._floor
+
     def acknowledge(self, n: int) -> None:
         """The broker will be told, when the source is read or closed, that it need not send those again."""
         with self._lock:
             self._deliveries.safe(n)
-            self.floor = self._floors.safe(n) or self.floor
 
     def read(self, timeout_s: float) -> Sample | Label | None:
         """Next sample or late label, None if none came in time; a broker that is gone is waited for.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from firmware_bridge.auth import board_key
@@ -69,15 +69,22 @@ class Account:
 
 
 class StreamingBoard:
-    """One board on one line."""
+    """One board on one line; source: samples of all its streams in the order of their times, numbered by `schemas`.
 
-    def __init__(self, end: FarEnd, schema: Schema, source: Iterator[Sample], habits: Habits, bad: BadLine) -> None:
+    made: samples of each stream, of all boots together.
+    """
+
+    def __init__(
+        self, end: FarEnd, schemas: Schema | Sequence[Schema], source: Iterator[Sample], habits: Habits, bad: BadLine
+    ) -> None:
         self.account = Account()
         self._end, self._source, self._habits, self._bad = end, source, habits, bad
         self._key = None if habits.secret is None else board_key(habits.secret)
         self._said_us = 0
-        self._hello = Hello("fake board", "tools", habits.first_boot, {0: schema})
-        self._seed = self._before = self._next = 0
+        streams = dict(enumerate([schemas] if isinstance(schemas, Schema) else schemas))
+        self._hello = Hello("fake board", "tools", habits.first_boot, streams)
+        self._seed = 0
+        self._before, self._next = dict.fromkeys(streams, 0), dict.fromkeys(streams, 0)
         self._fifo: deque[tuple[bytes, bool]] = deque()  # frame, and whether it holds a sample
         self._fifo_bytes = 0
         self._halves = b""  # what the line did not take yet of the frame that is on it
@@ -87,6 +94,11 @@ class StreamingBoard:
         self._born = time.monotonic()
         self._absent_since = time.monotonic()
         self.is_stopped = False
+
+    @property
+    def made(self) -> dict[int, int]:
+        """How many samples it made of each stream."""
+        return {stream: before + self._next[stream] for stream, before in self._before.items()}
 
     def stop(self) -> None:
         """End `run` from another thread, in the middle of whatever it does."""
@@ -132,23 +144,25 @@ class StreamingBoard:
 
     def _make(self, sample: Sample) -> None:
         habits, account = self._habits, self.account
-        if habits.reboot_every and self._next >= habits.reboot_every:
+        if habits.reboot_every and sum(self._next.values()) >= habits.reboot_every:
             self._reboot()
         drifted = int(sample.time_us * (1 + habits.drift_ppm / 1e6))
-        sample = replace(sample, boot=self._hello.boot, seq=self._next, time_us=drifted, gap=self._overrun)
-        self._next += 1
+        place = self._next[sample.stream]
+        sample = replace(sample, boot=self._hello.boot, seq=place, time_us=drifted, gap=self._overrun)
+        self._next[sample.stream] += 1
         account.generated += 1
         if habits.label_delay and sample.label is not None:
-            late = Label(0, sample.boot, sample.seq, sample.label)
+            late = Label(sample.stream, sample.boot, sample.seq, sample.label)
             self._late.append((account.generated + habits.label_delay, late))
             sample = replace(sample, label=None)
         account.labels += sample.label is not None
         self._overrun = not self._put(sample)
         account.dropped += self._overrun
         self._send_late_labels()
-        if self._next % _ACCOUNT_EVERY == 0:
+        n_made = sum(self._next.values())
+        if n_made % _ACCOUNT_EVERY == 0:
             self._say_where()
-        if self._next % _HELLO_EVERY == 0:
+        if n_made % _HELLO_EVERY == 0:
             self._put(self._hello)
         self._push()
 
@@ -163,7 +177,7 @@ class StreamingBoard:
         self.account.boots += 1
         self._fifo.clear()
         self._fifo_bytes, self._halves, self._half_holds = 0, b"", False
-        self._before, self._next = self._before + self._next, 0
+        self._before, self._next = self.made, dict.fromkeys(self._next, 0)
         self._hello = replace(self._hello, boot=(self._hello.boot + 1) & 0xFFFF)
         self._seed, self._overrun = 0, False
         self._introduce()
@@ -177,8 +191,9 @@ class StreamingBoard:
 
     def _say_where(self) -> None:
         account, boot = self.account, self._hello.boot
-        self._put(Control(0, boot, self._next, CTRL_NEXT))
-        self._put(Control(0, boot, self._before, CTRL_BEFORE))
+        for stream, place in self._next.items():
+            self._put(Control(stream, boot, place, CTRL_NEXT))
+            self._put(Control(stream, boot, self._before[stream], CTRL_BEFORE))
         self._said_us = max(self._said_us + 1, self._clock_us())
         self._put(Stats(0, boot, self._said_us, account.generated, account.dropped, account.sent))
 
@@ -188,7 +203,8 @@ class StreamingBoard:
         while self._end.is_there and time.monotonic() - ended < self._habits.linger_s:
             if not self._fifo and not self._halves:
                 self._say_where()
-                self._put(Control(0, self._hello.boot, self._next, CTRL_END))
+                for stream, place in self._next.items():
+                    self._put(Control(stream, self._hello.boot, place, CTRL_END))
                 has_said_so = True
             if not self._look(_SAY_AGAIN_S):
                 break

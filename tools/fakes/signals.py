@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import count
+from operator import attrgetter
 
 import numpy as np
 
 from firmware_bridge import motor
 from firmware_bridge.sample import Sample, Schema
 
+NAMES = ("imu", "motor")
 STATES = ("still", "walking", "turning", "shaking")
 RATE_HZ = 1000.0
 _BLOCK, _STRETCH = 1000, 200
@@ -41,3 +45,21 @@ def signal(name: str, seed: int, rate_hz: float | None) -> tuple[Schema, Iterato
     if name == "motor":
         return motor.schema(), motor.Motor(seed).samples()
     return imu_schema(rate_hz), imu(seed, rate_hz)
+
+
+def signals(names: Sequence[str], seed: int, rate_hz: float | None) -> tuple[list[Schema], Iterator[Sample]]:
+    """Schemas of several, stream by stream, and the samples of all in the order of their times.
+
+    A name may have a rate of its own behind it, as imu@50; rate_hz is that of the others.
+    """
+    schemas, made = [], []
+    for stream, name in enumerate(names):
+        which, _, own = name.partition("@")
+        schema, samples = signal(which, seed + stream, float(own) if own else rate_hz)
+        schemas.append(schema)
+        made.append(_numbered(samples, stream))
+    return schemas, heapq.merge(*made, key=attrgetter("time_us"))
+
+
+def _numbered(samples: Iterator[Sample], stream: int) -> Iterator[Sample]:
+    return (replace(sample, stream=stream) for sample in samples)
