@@ -12,7 +12,7 @@ from firmware_bridge.decoder import FAULTS
 # Options of a source that say how it is read, not what it is.
 HOW = {
     *("speed", "samples", "wait", "reconnect", "baud", "framing", "deadline", "clock"),
-    *("key", "tls", "ca", "user", "password"),
+    *("key", "tls", "ca", "user", "password", "client", "session", "unacknowledged"),
 }
 # Counters of the bridge that count no loss: reboots, lines that came back, what was made while nobody listened, frames
 # that came twice or too late (their loss is in wire_lost already), samples that only lost their label, those of another
@@ -27,6 +27,17 @@ def dropped(counters: Mapping[str, int]) -> dict[str, int]:
     # What a board's line garbled shows as a gap in its numbers, and is in wire_lost.
     garbled = set(FAULTS) if "wire_lost" in counters else set()
     return {reason: count for reason, count in counters.items() if reason not in NOT_DROPPED | garbled}
+
+
+def dropped_of(parts: Iterable[Mapping[str, int]], whole: Mapping[str, int]) -> dict[str, int]:
+    """The same of several sources: of each by itself, and what is counted of them together only."""
+    total: dict[str, int] = {}
+    for part in map(dropped, parts):
+        for reason, count in part.items():
+            total[reason] = total.get(reason, 0) + count
+    together = {reason: count for reason, count in whole.items() if reason not in total or reason == "queue_oldest"}
+    faults = {reason for reason in together if reason in FAULTS}
+    return {**total, **dropped({reason: count for reason, count in together.items() if reason not in faults})}
 
 
 def line_faults(counters: Mapping[str, int]) -> dict[str, int]:

@@ -143,7 +143,7 @@ class _Tap:
         self.schema: Schema = self._source.schema
         self.n_streams = len(self._source.streams)
         try:
-            self._inlet = Inlet(self._source, max(QUEUE_BYTES, 2 * (self.schema.nbytes + ITEM_BYTES)))
+            self._inlet = Inlet(self._source, max(QUEUE_BYTES, 4 * (self.schema.nbytes + ITEM_BYTES)))
         except BaseException:
             self._source.close()
             raise

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_cl import assembly
-from edge_cl.accounts import dropped, origin
+from edge_cl.accounts import dropped, dropped_of, origin
 from edge_cl.budget import Plan
 from edge_cl.config import Config
 from edge_cl.errors import EdgeError
@@ -51,7 +51,7 @@ from firmware_bridge.inlet import Inlet
 from firmware_bridge.sample import Label, Sample, Schema
 from firmware_bridge.source import Source
 
-PERSON = "a person"  # who gives labels, beside the streams
+BY_HAND = "a person"  # who gives labels, beside the streams
 POLL_S = 0.1  # the longest the loop waits for a sample before it looks at signals and clocks
 DISK_POLL_S = 0.01  # between two looks for room in the journal, where the source can wait
 PLACE_S = 1.0  # between two entries, where a source waits to hear how far the daemon has come
@@ -127,7 +127,8 @@ class Daemon:
         store.claim(assembly.fingerprint(self.task, blueprint))  # refuses the state of another model
         migrate(held)
 
-        unchanged = recovered is not None and (recovered.saved.config, recovered.saved.schema) == (self.config, schema)
+        now = (self.config, schema, self.task.n_streams)
+        unchanged = recovered is not None and recovered.saved.made_of == now
         self.learner = self._learner(recovered, blueprint, planned, as_it_is=unchanged)
         faults = [] if recovered is None else recovered.faults
         if damage is not None:
@@ -358,7 +359,7 @@ class Daemon:
             self._learn()
 
     def _take_left_labels(self, now: float) -> None:
-        unknown = self.left_labels.look(now, self.label_names, lambda label: self._take_label(label, PERSON))
+        unknown = self.left_labels.look(now, self.label_names, lambda label: self._take_label(label, BY_HAND))
         self.observer.dropped[OUT_OF_RANGE] += unknown
 
     def _learn(self) -> None:
@@ -553,7 +554,8 @@ class Daemon:
         self.keeper.checkpoint({**arrays, **own, **room}, meta, wait=wait)
 
     def _all_dropped(self) -> dict[str, int]:
-        return dropped({**self.inlet.counters, **self.observer.counters, **self.dropped, **self.room.gone})
+        of_sources = dropped_of((part.counters for part in self.source.parts), self.inlet.counters)
+        return {**of_sources, **dropped({**self.observer.counters, **self.dropped, **self.room.gone})}
 
     def _wait_for_stop(self) -> None:
         self._complete()

@@ -61,10 +61,7 @@ class Observer:
 
     def accept(self, label: Label, giver: Hashable) -> bool:
         """Whether a label that came by itself is one of a class there may be, and within its giver's limits."""
-        if not 0 <= label.label < (len(self._task.label_names) or self._task.n_outputs):
-            self.dropped[OUT_OF_RANGE] += 1
-            return False
-        return self._is_within_limits(giver, label.label)
+        return self._is_a_class(label.label) and self._is_within_limits(giver, label.label)
 
     def late(self, label: Label) -> bool:
         """Attach it to the rows of its sample in a window that is being filled; False if there are none."""
@@ -75,8 +72,7 @@ class Observer:
         label = observation.label
         if label is None or 0 <= label < len(self._names):
             return observation
-        if self._task.label_names or not 0 <= label < self._task.n_outputs:
-            self.dropped[OUT_OF_RANGE] += 1
+        if not self._is_a_class(label):
             return replace(observation, label=None)
         self._names[:] = [str(number) for number in range(label + 1)]
         self._new_class(len(self._names))
@@ -95,9 +91,18 @@ class Observer:
     def _labelled(self, observation: Sample) -> Sample:
         if not self._needs_labels:
             return replace(observation, label=0)
-        if observation.label is not None and not self._is_within_limits(observation.stream, observation.label):
+        label = observation.label
+        if label is None:
+            return observation
+        if not self._is_a_class(label) or not self._is_within_limits(observation.stream, label):
             return replace(observation, label=None)
         return self.named(observation)
+
+    def _is_a_class(self, label: int) -> bool:
+        """Whether there may be such a class; counts it if not. Asked before the limits, which remember each class."""
+        known = 0 <= label < (len(self._task.label_names) or self._task.n_outputs)
+        self.dropped[OUT_OF_RANGE] += not known
+        return known
 
     def _is_within_limits(self, giver: Hashable, label: int) -> bool:
         refused = self._limits.refuse(giver, label, time.monotonic())

@@ -533,8 +533,9 @@ class BridgeSettings(Group):
     )
     labels_per_class_hour: Annotated[int, Field(strict=True, ge=1, le=2**40)] | None = Field(
         default=None,
-        description="Most labels of one class in an hour from one stream, or from a person; null: no limit. What "
-        "is above is not learnt, counted as label_quota. Higher lets one voice outweigh the others.",
+        description="Labels of one class that one stream, or a person, may give at once, and again in the course of "
+        "each hour; null: no limit. What is above is not learnt, counted as label_quota. Higher lets one voice "
+        "outweigh the others.",
     )
 
 

@@ -25,6 +25,7 @@ from firmware_bridge.held_rows import HeldRows
 from firmware_bridge.inlet import ITEM_BYTES
 from firmware_bridge.sample import SENSOR_DTYPES, Label, Sample, SampleId, Schema, Values
 
+ROW_BYTES: Final = 80  # that CPython spends on the times of a row while it is held
 LATE_US: Final = 1_000_000  # that a stream may be behind the others, over and above the tolerance
 _NEVER: Final = -(2**63)
 BACK_US: Final = 100_000  # a time further back than this is another clock; less is one that was set right
@@ -55,7 +56,7 @@ class _Stream:
     def __init__(self, schema: Schema) -> None:
         self.n_rows, self.n_channels = schema.rows, schema.shape[-1] if schema.shape else 1
         self.shape = schema.shape
-        self.nbytes = schema.nbytes + ITEM_BYTES
+        self.nbytes = 2 * schema.nbytes + ROW_BYTES * self.n_rows + ITEM_BYTES  # an array that grows has room to spare
         self.passed_us: int | float = _NEVER  # no row before that will come any more
         row_us = 1e6 / schema.rate_hz if schema.rate_hz else 0.0
         self._offsets = [round(place * row_us) for place in range(self.n_rows)]
@@ -104,7 +105,13 @@ class Aligner:
         self._n_channels = sum(stream.n_channels for stream in self._streams)
         self._tolerance_us, self._most_bytes = tolerance_us, most_bytes
         self.nbytes = 0
+        self.crowded = 0  # samples of the first stream that could not wait for want of room
+        self._now_us = -inf
         self._gap = False
+
+    def now(self, time_us: int) -> None:
+        """That much time has passed on the clock that all share, though nobody sends."""
+        self._now_us = time_us
 
     def push(self, stream: int, sample: Sample, time_us: int, number: int) -> None:
         """Take a sample of a stream; time_us is on the clock that all streams share.
@@ -167,13 +174,17 @@ class Aligner:
 
     def _is_due(self, waiting: _Waiting) -> bool:
         """Whether nothing nearer can come, or it has waited long enough."""
-        if self.nbytes > self._most_bytes or all(other.passed_us >= waiting.last_us for other in self._others):
+        if all(other.passed_us >= waiting.last_us for other in self._others):
+            return True
+        if self.nbytes > self._most_bytes:
+            self.crowded += 1
             return True
         return self._newest_us() > waiting.last_us + self._tolerance_us + LATE_US
 
     def _newest_us(self) -> float:
         """The latest time that any stream has come to; one that is over has no time any more."""
-        return max((s.passed_us for s in self._streams if s.passed_us < inf), default=inf)
+        running = [stream.passed_us for stream in self._streams if stream.passed_us < inf]
+        return max([self._now_us, *running]) if running else inf
 
     def _found(self, waiting: _Waiting) -> list[list[int]] | None:
         """Of each other stream the places of the rows that belong to it, None if one has no row near enough."""

@@ -44,7 +44,7 @@ class Inlet:
     ) -> None:
         if source.is_queued:
             capacity_bytes //= 4  # its own queues have the rest
-        needed = source.schema.nbytes + ITEM_BYTES
+        needed = max(source.schema_of(stream).nbytes for stream in source.streams) + ITEM_BYTES
         if capacity_bytes < needed:
             raise BridgeError(
                 f"a queue of {capacity_bytes} bytes cannot hold one sample of {source.schema.name} ({needed} bytes)",
@@ -60,7 +60,7 @@ class Inlet:
         self._samples: deque[tuple[int, Sample]] = deque()
         self._labels: deque[tuple[int, Label]] = deque()
         self._arrivals = 0
-        self._gap = False
+        self._gaps: set[int] = set()  # streams that lost a sample here since the last that was got
         self._ended: BaseException | None = None
         self._closing = False
         self._changed = changed or threading.Condition()
@@ -146,9 +146,10 @@ class Inlet:
                 self._pressure.go_on(time.monotonic())
             else:
                 self._pressure.drop(time.monotonic(), self.queued_bytes)
-                self.queued_bytes -= _size(self._samples.popleft()[1])
+                _, gone = self._samples.popleft()
+                self.queued_bytes -= _size(gone)
                 self._dropped_oldest += 1
-                self._gap = True
+                self._gaps.add(gone.stream)
         return True
 
     def _pop(self) -> Sample | Label:
@@ -157,8 +158,8 @@ class Inlet:
         self.taken, item = (self._labels if labels_first else self._samples).popleft()
         self.queued_bytes -= _size(item)
         self._changed.notify_all()
-        if isinstance(item, Sample) and self._gap:
-            self._gap = False
+        if isinstance(item, Sample) and item.stream in self._gaps:
+            self._gaps.discard(item.stream)
             return replace(item, gap=True)
         return item
 

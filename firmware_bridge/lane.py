@@ -15,7 +15,8 @@ class Lane:
     """A source, and what there is to know of it beside the others.
 
     first: number of its first stream among all. taken: how many of its items were taken, with those left aside by its
-    inlet. head: the item that comes next. clock: one of CLOCKS, None: the board's if it has one, else on arrival.
+    inlet. head: the item that comes next. unsynced: samples whose time nobody knew. clock: one of CLOCKS, None: the
+    board's if it has one, else on arrival.
     """
 
     def __init__(self, source: Source, clock: str | None) -> None:
@@ -24,7 +25,7 @@ class Lane:
         self.inlet: Inlet | None = None
         self.head: Sample | Label | None = None
         self.is_over = self.is_seen = False
-        self.first = self.taken = 0
+        self.first = self.taken = self.unsynced = 0
         self.boot: int | None = None
         self.name = ""
         self._said = ("", "")  # of the source, and of its queue

@@ -57,17 +57,19 @@ def make_sources(
     """
     if len(urls) == 1 and len(_streams(urls[0])) < 2:
         return make_source(urls[0], after=after, floor=floor, seed=seed)
+    if len(set(urls)) < len(urls):
+        twice = next(url for place, url in enumerate(urls) if url in urls[:place])
+        raise BadSourceUrl(f"source {twice!r}: is named twice", hint="name each source once")
     sources, first = [], 0
     for place, url in enumerate(urls):
         own = _streams(url) or (0,)
         behind = [one._replace(stream=own[one.stream - first]) for one in after if 0 <= one.stream - first < len(own)]
         sources.append(make_source(url, after=behind, floor=floor.get(str(place), {}), seed=seed + place))
         first += len(own)
-    played = [url for url in urls if url.startswith("recording:")]
-    if align_us is not None and 0 < len(played) < len(urls):
-        rule = f"source {played[0]!r}: a recording has no time in common with a device"
-        raise BadSourceUrl(rule, hint="align recordings with recordings, or set bridge.align_ms to null")
-    return Several(sources, [_clock(url) for url in urls], align_us=align_us, queue_bytes=queue_bytes)
+    clocks = [_clock(url) for url in urls]
+    if align_us is not None:
+        _check_clocks(urls, sources, clocks)
+    return Several(sources, clocks, align_us=align_us, queue_bytes=queue_bytes)
 
 
 def make_source(
@@ -115,6 +117,20 @@ def _parse_options(url: str, query: str, parsers: Mapping[str, Callable[[str], A
 def _clock(url: str) -> str | None:
     """What the URL says of the clock of its samples."""
     return dict(parse_qsl(url.partition("?")[2])).get(_CLOCK)
+
+
+def _check_clocks(urls: Sequence[str], sources: Sequence[Source], clocks: Sequence[str | None]) -> None:
+    """Whether the samples of all can be compared in time. Raises BadSourceUrl."""
+    played = [url for url in urls if url.startswith("recording:")]
+    if 0 < len(played) < len(urls):
+        rule = f"source {played[0]!r}: a recording has no time in common with a device"
+        raise BadSourceUrl(rule, hint="align recordings with recordings, or set bridge.align_ms to null")
+    for url, source, clock in zip(urls, sources, clocks, strict=True):
+        if clock == "board" and not source.has_clock:
+            raise BadSourceUrl(f"source {url!r}: clock: it cannot tell its time (got 'board')", hint="clock=arrival")
+        if source.needs_acknowledgement and clock != "unix" and len(urls) > 1:
+            rule = f"source {url!r}: what the broker kept for a while would be taken for what is measured now"
+            raise BadSourceUrl(rule, hint="clock=unix, if its time_us is UNIX time; session=0, if not")
 
 
 def _streams(url: str) -> tuple[int, ...]:

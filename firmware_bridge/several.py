@@ -31,6 +31,8 @@ FEW_ALIGNED: Final = (
     "most of its samples find no partner in time: name the slowest source first, or set bridge.align_ms to at least "
     "half of what lies between two samples of the slowest"
 )
+NO_ROOM: Final = "what waits for its partners has not enough room: raise bridge.queue_bytes"
+NO_CLOCK: Final = "its samples have no time, for it answers no TIME: with ?clock=arrival it is that of arrival"
 FARTHEST_US: Final = 1 << 60  # from 1970, of a time that can be one
 
 
@@ -59,7 +61,6 @@ class Several(SourceBase):
         # How much of each source stands behind so many items: for what is safe, and for what only was handed out.
         self._receipts, self._places = Receipts[tuple[int, ...]](TELL_EVERY_S), Receipts[tuple[int, ...]](TELL_EVERY_S)
         self._told: tuple[int, ...] | None = None
-        self._unsynced = 0
         self._is_played = self._gap = self._is_warned = False
         self._said = ""
 
@@ -77,9 +78,9 @@ class Several(SourceBase):
     def said(self) -> str:
         """What there last was to say of any of them, behind its name."""
         news = [f"{lane.name}: {event}" for lane in self._lanes for event in lane.news()]
-        if not self._is_warned and self._aligner is not None and self._finds_few(self._aligner):
+        if not self._is_warned and self._aligner is not None and (why := self._why_few(self._aligner)):
             self._is_warned = True
-            news.append(f"{self._lanes[0].name}: {FEW_ALIGNED}")
+            news.append(why)
         self._said = "; ".join(news) or self._said
         return self._said
 
@@ -102,7 +103,7 @@ class Several(SourceBase):
         if self._align_us is None:
             return total
         aligned = {"unaligned": 0, "surplus": 0} if self._aligner is None else self._aligner.counters
-        return {**total, **aligned, "unsynced": self._unsynced}
+        return {**total, **aligned, "unsynced": sum(lane.unsynced for lane in self._lanes)}
 
     @property
     def streams(self) -> Sequence[int]:
@@ -155,13 +156,17 @@ class Several(SourceBase):
         deadline = time.monotonic() + timeout_s
         while not self._ready:
             self._tell()
+            if self._is_over():
+                raise EndOfSource("all sources are over" if self._aligner is None else "the first source is over")
             lane = self._next(deadline)
             if lane is not None:
                 self._take(lane)
             if self._see_ends() or lane is not None:
                 continue
-            if all(lane.is_over for lane in self._lanes):
-                raise EndOfSource("all sources are over")
+            if self._aligner is not None and not self._is_played and len(self._lanes) > 1:
+                self._aligner.now(time.time_ns() // 1000)  # nobody sends: what waits is not to wait for ever
+                self._ready += self._aligner.joined()
+                self._note()
             if time.monotonic() >= deadline:
                 return None
         self._handed_out += 1
@@ -169,10 +174,22 @@ class Several(SourceBase):
         self._note()
         return item
 
-    def _finds_few(self, aligner: Aligner) -> bool:
-        """Whether most samples of the first stream find no partner, so that hardly a window can fill."""
+    def _is_over(self) -> bool:
+        """Whether nothing more can come; of aligned ones, nothing can without the first."""
+        if self._aligner is None:
+            return all(lane.is_over for lane in self._lanes)
+        return self._lanes[0].is_over and self._aligner.oldest(0) is None
+
+    def _why_few(self, aligner: Aligner) -> str:
+        """Why most samples are not joined, so that hardly a window can fill; "" if most are."""
+        for lane in self._lanes:
+            if lane.unsynced >= MANY_UNALIGNED and lane.unsynced > self._handed_out:
+                return f"{lane.name}: {NO_CLOCK}"
+        if aligner.crowded >= MANY_UNALIGNED:
+            return f"{self._lanes[0].name}: {NO_ROOM}"
         unaligned = aligner.counters["unaligned"]
-        return unaligned >= MANY_UNALIGNED and unaligned > self._handed_out
+        few = unaligned >= MANY_UNALIGNED and unaligned > self._handed_out
+        return f"{self._lanes[0].name}: {FEW_ALIGNED}" if few else ""
 
     def _call_by_name(self) -> None:
         """Each by its own name, those that are called alike by their places, too."""
@@ -194,6 +211,13 @@ class Several(SourceBase):
                     f"{first.dtype} {list(first.shape)}",
                     hint="one learner takes one kind of sample: set bridge.align_ms to put them side by side",
                 )
+            for what in ("unit", "scale", "channels"):
+                now, before = getattr(schema, what), getattr(first, what)
+                if now and before and now != before:
+                    raise IncompatibleSources(
+                        f"{schema.name}: its {what} is {now}, that of {first.name} is {before}",
+                        hint="one learner takes one kind of sample: set bridge.align_ms to put them side by side",
+                    )
         self.schema = replace(first, label_names=common_labels(self._schemas))
 
     def _next(self, deadline: float) -> Lane | None:
@@ -239,7 +263,7 @@ class Several(SourceBase):
         lane.boot = sample.boot
         time_us = sample.time_us if alone or self._is_played else sample.host_us
         if time_us is None or abs(time_us) > FARTHEST_US:
-            self._unsynced += 1
+            lane.unsynced += 1
             self._gap |= sample.stream == 0
             return
         if sample.stream == 0 and self._gap:

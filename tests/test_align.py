@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firmware_bridge.align import BACK_US, LATE_US, Aligner
+from firmware_bridge.align import BACK_US, LATE_US, ROW_BYTES, Aligner
 from firmware_bridge.errors import IncompatibleSources
 from firmware_bridge.inlet import ITEM_BYTES
 from firmware_bridge.sample import Sample, Schema
@@ -107,11 +107,11 @@ def test_a_silent_stream_is_not_waited_for_longer_than_that():
 
 @pytest.mark.parametrize("silent", [0, 1])
 def test_what_waits_for_a_silent_stream_is_bounded(silent):
-    aligner = Aligner([schema("a"), schema("b")], 100, most_bytes=50 * (ITEM_BYTES + 2))
+    aligner = Aligner([schema("a"), schema("b")], 100, most_bytes=50 * (ITEM_BYTES + ROW_BYTES + 4))
     for seq in range(1000):
         aligner.push(1 - silent, row(1 - silent, seq, seq, seq), seq, seq)
         assert aligner.joined() == []
-        assert aligner.nbytes <= 50 * (ITEM_BYTES + 2)
+        assert aligner.nbytes <= 50 * (ITEM_BYTES + ROW_BYTES + 4)
     assert sum(aligner.counters.values()) == 950
 
 

@@ -169,3 +169,31 @@ def test_generated_is_received_plus_dropped_plus_lost_over_a_real_line():
         gaps = [second.seq != first.seq + 1 for first, second in pairwise(items)]
         assert gaps == [item.gap for item in items[1:]]
         assert sum(inlet.counters.values()) == inlet.counters["queue_oldest"]
+
+
+def test_the_gap_is_flagged_on_the_stream_that_lost_the_sample():
+    of_two = [replace(sample(seq), stream=seq % 2) for seq in range(5)]
+    source = ListSource(of_two, can_wait=False)
+    inlet = Inlet(source, 4 * ROOM)
+    assert source.drained.wait(10.0)
+    assert [(item.stream, item.seq, item.gap) for item in take_all(inlet)] == [
+        (1, 1, False),
+        (0, 2, True),
+        (1, 3, False),
+        (0, 4, False),
+    ]
+    inlet.close()
+
+
+class OfTwoStreams(ListSource):
+    """The second one's samples are ten times as large."""
+
+    streams = (0, 1)
+
+    def schema_of(self, stream):
+        return Schema(name="s", dtype="int16", shape=(32 * (1 + 9 * stream), 3))
+
+
+def test_room_for_the_largest_sample_of_any_stream_is_needed():
+    with pytest.raises(BridgeError, match="cannot hold one sample"):
+        Inlet(OfTwoStreams([], can_wait=False), 3 * ROOM)

@@ -69,3 +69,13 @@ def test_what_is_above_the_limit_is_answered_but_not_learnt_and_counted(
     assert summary["samples"] == 240
     assert learned <= summary["learned"] <= learned + 2  # it fills a little while it runs
     assert summary["dropped"][reason] == 240 - summary["learned"]
+
+
+def test_labels_that_no_class_has_cost_nobody_an_allowance(tmp_path: Path) -> None:
+    x, y = signals(120)
+    y = np.where(np.arange(120) % 2, y, 50 + np.arange(120))
+    np.savez(tmp_path / "r.npz", x=x, y=y)
+    config = resolve(None, ("model.width=8", "exam.share=0", "bridge.labels_per_class_hour=1000")).config
+    limited = Daemon(config, tmp_path / "state", source_url=f"recording:{tmp_path / 'r.npz'}", once=True).run()
+    assert limited["dropped"]["label_out_of_range"] == 60
+    assert limited["learned"] == 60

@@ -25,6 +25,7 @@ from firmware_bridge.source import SourceBase
 from tools.fakes.signals import signals
 
 ROOM = 1 << 20
+AHEAD_US = time.time_ns() // 1000 + 3_600_000_000  # an hour from now: nothing waits in vain for it
 
 
 def recording(path: Path, times_s: np.ndarray, first: int, **more: Any) -> str:
@@ -82,7 +83,7 @@ class Given(SourceBase):
         return {"upto": n}
 
     def host_us(self, sample: Sample) -> int | None:
-        return sample.time_us
+        return AHEAD_US + sample.time_us
 
     def read(self, timeout_s: float) -> Any:
         with self._there:
@@ -101,7 +102,7 @@ def row(seq: int, time_us: int, value: int = 0, label: int | None = None) -> Sam
     return Sample(0, 1, seq, time_us, np.full(1, value, np.int16), label)
 
 
-def several(sources: list[Given], align_us: int | None = None, clock: str = "unix") -> Several:
+def several(sources: list[Given], align_us: int | None = None, clock: str = "board") -> Several:
     return Several(sources, [clock] * len(sources), align_us=align_us, queue_bytes=ROOM)
 
 
@@ -525,3 +526,57 @@ def test_where_most_find_no_partner_that_is_said_once() -> None:
     with several([paced(50, 10_000), paced(500, 1000)], align_us=1) as source:
         assert len(read_all(source)) == 50
         assert source.said == ""
+
+
+def test_a_broker_that_waits_for_acknowledgements_is_not_waited_for_when_its_partner_is_silent() -> None:
+    """It sends no more, so no time passes but this machine's."""
+    broker, silent = Given(can_wait=True, needs_acknowledgement=True), Given(can_wait=False)
+    now_us = time.time_ns() // 1000
+    broker.give(*(row(seq, now_us + seq) for seq in range(20)))
+    with Several([broker, silent], ["unix", "unix"], align_us=1000, queue_bytes=ROOM) as source:
+        wait_until(source, lambda: broker.safe == 20)
+        assert source.counters["unaligned"] == 20
+
+
+def test_aligned_it_is_over_when_the_first_is() -> None:
+    first, other = Given(can_wait=False), Given(can_wait=False)
+    first.give(row(0, 10), EndOfSource("over"))
+    other.give(row(0, 10), row(1, 20))
+    with several([first, other], align_us=5) as source:
+        assert source.read(2.0).seq == 0
+        with pytest.raises(EndOfSource, match="the first source is over"):
+            source.read(5.0)
+
+
+def test_a_clock_that_nobody_has_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Given, "host_us", lambda self, sample: None)
+    one, other = Given(can_wait=False), Given(can_wait=False)
+    with Several([one, other], ["board", "board"], align_us=5, queue_bytes=ROOM) as source:
+        one.give(*(row(seq, seq) for seq in range(250)))
+        wait_until(source, lambda: source.counters["unsynced"] == 250)
+        assert source.said.startswith("given0: its samples have no time, for it answers no TIME: with ?clock=arrival")
+
+
+@pytest.mark.parametrize(
+    ("urls", "message"),
+    [
+        (["stdin:csv?clock=board", "udp://:9"], "clock: it cannot tell its time"),
+        (
+            ["mqtt://localhost/a", "udp://:9"],
+            "what the broker kept for a while would be taken",
+        ),
+        (["udp://:9", "udp://:9"], "is named twice"),
+    ],
+)
+def test_what_cannot_be_compared_in_time_is_refused(urls: list[str], message: str) -> None:
+    with pytest.raises(BadSourceUrl, match=message) as caught:
+        make_sources(urls, align_us=5)
+    assert caught.value.hint
+    make_sources(["mqtt://localhost/a?clock=unix", "mqtt://localhost/b?session=0"], align_us=5)
+
+
+def test_units_that_are_not_the_same_do_not_teach_one_learner() -> None:
+    one, other = Given(can_wait=True), Given(can_wait=True)
+    one.schema, other.schema = (Schema("s", "int16", (1,), unit=unit) for unit in ("g", "m/s2"))
+    with pytest.raises(IncompatibleSources, match=r"s: its unit is m/s2, that of s is g"):
+        several([one, other]).open()

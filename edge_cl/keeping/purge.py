@@ -109,11 +109,11 @@ def _without_samples(arrays: Arrays, meta: dict[str, Any], purged: Purged) -> tu
     }
     place: dict[str, Any] = {name: [] for name in SAMPLES if name in meta}
     place["window"] = dict(meta.get("window", {}))
-    for stream in (name.split(".")[1] for name in arrays if name.startswith("window.") and name.endswith(".rows")):
-        held = len(arrays[f"window.{stream}.rows"])
-        purged.window_rows += held
-        told = {"skip": 0, "gap": 1, "gap_rows": meta["window"][f"{stream}.gap_rows"] + held}
-        place["window"] |= {f"{stream}.{key}": value for key, value in told.items()}
+    for name in (name for name in arrays if name.startswith("window.") and name.endswith(".rows")):
+        stream = name.removeprefix("window.").removesuffix("rows")  # "0.", or nothing, when there was but one
+        purged.window_rows += len(arrays[name])
+        told = {"skip": 0, "gap": 1, "gap_rows": meta["window"][f"{stream}gap_rows"] + len(arrays[name])}
+        place["window"] |= {f"{stream}{key}": value for key, value in told.items()}
     emptied = {name: array[:0] for name, array in arrays.items() if _is_raw(name)}
     return arrays | emptied, {**meta, "learner": learner, **place}
 

@@ -27,6 +27,11 @@ class Saved:
     learner: OnlineLearner
     label_names: tuple[str, ...]
 
+    @property
+    def made_of(self) -> tuple[Config, Schema, int]:
+        """What another learner must be made of, too, to be the same one."""
+        return self.config, self.schema, self.task.n_streams
+
 
 def described(config: Config, schema: Schema, n_streams: int) -> dict[str, Any]:
     """What `load_saved` needs of a checkpoint's meta, beside the learner's own state and `label_names`."""

@@ -191,7 +191,7 @@ def _recovered(state: Path, *, is_twice: bool) -> dict[str, Any]:
     if found is None:
         faults += ["a snapshot of what was not saved"] * bool(snapshots)
         return {"entry": 0, "position": 0, "labelled": 0, "digest": "", "seconds": 0.0, "replayed": 0, "faults": faults}
-    learner, position = found.learner, found.cursor.positions.get(0)
+    learner, position = found.learner, next(reversed(found.cursor.positions.values()), None)
     faults += [f"a snapshot after {n} consolidations is ahead" for n in snapshots if n > learner.consolidations]
     return {
         "entry": found.entry,
