@@ -197,6 +197,7 @@ class Report:
 
     def finish(self, test_accuracy: float | None, message: str) -> Summary:
         """The last word: writes a stopped status and returns the summary of the run."""
+        self._tell_of_limits()  # of a run that was over within a second nobody has heard it yet
         self.say(message, "stopped")
         status = self.status()
         summary: Summary = {
