@@ -65,8 +65,14 @@ class Task:
 
     @property
     def window_bytes(self) -> int:
-        """Bytes of the rows that wait for their window to fill, stream by stream, and of the window handed on."""
-        return 0 if self.window is None else (1 + self.n_streams) * int(np.prod(self.shape)) * self.dtype.itemsize
+        """Bytes of the rows that wait for their window to fill, stream by stream, and of the window handed on.
+
+        Beside each row that waits its label and its sample's number are held, 8 bytes each.
+        """
+        if self.window is None:
+            return 0
+        window_bytes = int(np.prod(self.shape)) * self.dtype.itemsize
+        return window_bytes + self.n_streams * (window_bytes + 16 * self.window[0])
 
 
 def task_of(config: Config, schema: Schema, n_streams: int = 1) -> Task:

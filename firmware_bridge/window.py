@@ -70,8 +70,7 @@ class Window:
             "length": self.length,
             "stride": self.stride,
             "rows": rows,
-            "labels": self._labels[: self._filled].copy(),
-            "seqs": self._seqs[: self._filled].copy(),
+            **self._runs(),
             "skip": self._skip,
             "gap": int(self._gap),
             "last": [] if last is None else [*last.id, last.time_us],  # a clock may have 64 bits without a sign
@@ -83,15 +82,28 @@ class Window:
         length, stride, rows = int(state["length"]), int(state["stride"]), np.asarray(state["rows"])
         if (length, stride) != (self.length, self.stride) or rows.ndim != 2 or len(rows) > length:
             raise ValueError(f"state of a window of {length}/{stride} rows, not of {self.length}/{self.stride}")
+        if "run_rows" not in state or int(np.sum(state["run_rows"])) != len(rows):
+            raise ValueError("state of a window whose rows say neither label nor sample")
         last = [int(value) for value in state["last"]]
         self._filled = len(rows)
         self._rows = None if not last else np.zeros((length, rows.shape[1]), rows.dtype)
         if self._rows is not None:
             self._rows[: len(rows)] = rows
-        self._labels[: len(rows)], self._seqs[: len(rows)] = state["labels"], state["seqs"]
+        self._labels[: len(rows)] = np.repeat(state["run_labels"], state["run_rows"])
+        self._seqs[: len(rows)] = np.repeat(state["run_seqs"], state["run_rows"])
         self._skip, self._gap = int(state["skip"]), bool(state["gap"])
         self._last = None if not last else Sample(*SampleId(*last[:3]), last[3], np.empty(0))
         self.counters = {name: int(state[name]) for name in self.counters}
+
+    def _runs(self) -> dict[str, Values]:
+        """Labels and samples of the rows as runs, (R,) each: every journal entry holds them, and few rows differ."""
+        labels, seqs = self._labels[: self._filled], self._seqs[: self._filled]
+        starts = np.flatnonzero(np.diff(labels, prepend=labels[:1] - 1) | np.diff(seqs, prepend=seqs[:1]))
+        return {
+            "run_rows": np.diff(starts, append=self._filled).astype(np.uint32),
+            "run_labels": labels[starts].astype(np.int32),
+            "run_seqs": seqs[starts].astype(np.uint32),
+        }
 
     def _as_rows(self, sample: Sample) -> Values:
         values = sample.values

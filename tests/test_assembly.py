@@ -150,7 +150,7 @@ def test_a_gpu_that_is_not_there_is_the_operators_fault(monkeypatch: pytest.Monk
 def test_a_window_counts_in_the_plan() -> None:
     task = assembly.task_of(settings(), Schema("x", "int16", (32, 3), window=(256, 64)))
     plan = assembly.plan_of(settings(), task, assembly.blueprint_of(settings(), task))
-    assert plan["window"] == 2 * 256 * 3 * 2
+    assert plan["window"] == 2 * 256 * 3 * 2 + 256 * (8 + 8)
 
 
 def test_no_exam_takes_no_bytes() -> None:
