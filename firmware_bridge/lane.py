@@ -26,7 +26,6 @@ class Lane:
         self.head: Sample | Label | None = None
         self.is_over = self.is_seen = False
         self.first = self.taken = self.unsynced = 0
-        self.boot: int | None = None
         self.name = ""
         self._said = ("", "")  # of the source, and of its queue
 

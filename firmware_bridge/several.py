@@ -15,9 +15,10 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Final
 
-from firmware_bridge.align import Aligner, common_labels
+from firmware_bridge.align import common_labels
 from firmware_bridge.errors import EndOfSource, IncompatibleSources
 from firmware_bridge.inlet import Inlet
+from firmware_bridge.joiner import Joiner
 from firmware_bridge.lane import Lane
 from firmware_bridge.receipts import Receipts
 from firmware_bridge.sample import Label, Sample, Schema
@@ -25,15 +26,8 @@ from firmware_bridge.source import Part, Source, SourceBase
 
 # Who says when a sample was taken: the board, by answering TIME; its own stamps, that are UNIX time; or this machine.
 CLOCKS: Final = ("board", "unix", "arrival")
+JOINING: Final = ("unaligned", "surplus", "unsynced")  # counters of joining
 TELL_EVERY_S: Final = 0.05
-MANY_UNALIGNED: Final = 200
-FEW_ALIGNED: Final = (
-    "most of its samples find no partner in time: name the slowest source first, or set bridge.align_ms to at least "
-    "half of what lies between two samples of the slowest"
-)
-NO_ROOM: Final = "what waits for its partners has not enough room: raise bridge.queue_bytes"
-NO_CLOCK: Final = "its samples have no time, for it answers no TIME: with ?clock=arrival it is that of arrival"
-FARTHEST_US: Final = 1 << 60  # from 1970, of a time that can be one
 
 
 class Several(SourceBase):
@@ -51,7 +45,7 @@ class Several(SourceBase):
     ) -> None:
         self._lanes = [Lane(source, clock) for source, clock in zip(sources, clocks, strict=True)]
         self._align_us, self._queue_bytes = align_us, queue_bytes
-        self._aligner: Aligner | None = None
+        self._joiner: Joiner | None = None
         self._changed = threading.Condition()
         self._closing = ExitStack()
         self._schemas: list[Schema] = []
@@ -61,7 +55,7 @@ class Several(SourceBase):
         # How much of each source stands behind so many items: for what is safe, and for what only was handed out.
         self._receipts, self._places = Receipts[tuple[int, ...]](TELL_EVERY_S), Receipts[tuple[int, ...]](TELL_EVERY_S)
         self._told: tuple[int, ...] | None = None
-        self._is_played = self._gap = self._is_warned = False
+        self._is_played = self._is_warned = False
         self._said = ""
 
     @property
@@ -78,7 +72,7 @@ class Several(SourceBase):
     def said(self) -> str:
         """What there last was to say of any of them, behind its name."""
         news = [f"{lane.name}: {event}" for lane in self._lanes for event in lane.news()]
-        if not self._is_warned and self._aligner is not None and (why := self._why_few(self._aligner)):
+        if not self._is_warned and self._joiner is not None and (why := self._joiner.complaint(self._handed_out)):
             self._is_warned = True
             news.append(why)
         self._said = "; ".join(news) or self._said
@@ -95,24 +89,23 @@ class Several(SourceBase):
 
     @property
     def counters(self) -> Mapping[str, int]:
-        """Of all of them together, by reason; unsynced: samples whose time on the common clock is not known."""
+        """Of all of them together, by reason, and what joining them cost."""
         total: dict[str, int] = {}
         for lane in self._lanes:
             for reason, count in lane.counters.items():
                 total[reason] = total.get(reason, 0) + count
         if self._align_us is None:
             return total
-        aligned = {"unaligned": 0, "surplus": 0} if self._aligner is None else self._aligner.counters
-        return {**total, **aligned, "unsynced": sum(lane.unsynced for lane in self._lanes)}
+        return {**total, **(dict.fromkeys(JOINING, 0) if self._joiner is None else self._joiner.counters)}
 
     @property
     def streams(self) -> Sequence[int]:
         """Of all, numbered in order; the first one alone if they are aligned."""
-        return (0,) if self._aligner is not None else range(len(self._schemas))
+        return (0,) if self._joiner is not None else range(len(self._schemas))
 
     def schema_of(self, stream: int) -> Schema:
         """Of that stream; of all together if they are aligned."""
-        return self.schema if self._aligner is not None else self._schemas[stream]
+        return self.schema if self._joiner is not None else self._schemas[stream]
 
     def open(self) -> None:
         """Open one after the other. Raises what they raise, and IncompatibleSources."""
@@ -157,15 +150,14 @@ class Several(SourceBase):
         while not self._ready:
             self._tell()
             if self._is_over():
-                raise EndOfSource("all sources are over" if self._aligner is None else "the first source is over")
+                raise EndOfSource("all sources are over" if self._joiner is None else "the first source is over")
             lane = self._next(deadline)
             if lane is not None:
                 self._take(lane)
             if self._see_ends() or lane is not None:
                 continue
-            if self._aligner is not None and not self._is_played and len(self._lanes) > 1:
-                self._aligner.now(time.time_ns() // 1000)  # nobody sends: what waits is not to wait for ever
-                self._ready += self._aligner.joined()
+            if self._joiner is not None:
+                self._ready += self._joiner.idle()
                 self._note()
             if time.monotonic() >= deadline:
                 return None
@@ -175,21 +167,8 @@ class Several(SourceBase):
         return item
 
     def _is_over(self) -> bool:
-        """Whether nothing more can come; of aligned ones, nothing can without the first."""
-        if self._aligner is None:
-            return all(lane.is_over for lane in self._lanes)
-        return self._lanes[0].is_over and self._aligner.oldest(0) is None
-
-    def _why_few(self, aligner: Aligner) -> str:
-        """Why most samples are not joined, so that hardly a window can fill; "" if most are."""
-        for lane in self._lanes:
-            if lane.unsynced >= MANY_UNALIGNED and lane.unsynced > self._handed_out:
-                return f"{lane.name}: {NO_CLOCK}"
-        if aligner.crowded >= MANY_UNALIGNED:
-            return f"{self._lanes[0].name}: {NO_ROOM}"
-        unaligned = aligner.counters["unaligned"]
-        few = unaligned >= MANY_UNALIGNED and unaligned > self._handed_out
-        return f"{self._lanes[0].name}: {FEW_ALIGNED}" if few else ""
+        """Whether nothing more can come."""
+        return all(lane.is_over for lane in self._lanes) if self._joiner is None else self._joiner.is_over
 
     def _call_by_name(self) -> None:
         """Each by its own name, those that are called alike by their places, too."""
@@ -200,8 +179,9 @@ class Several(SourceBase):
     def _fit(self) -> None:
         """Settle what the samples look like. Raises IncompatibleSources."""
         if self._align_us is not None:
-            self._aligner = Aligner(self._schemas, self._align_us, most_bytes=self._queue_bytes // 2)
-            self.schema = self._aligner.schema
+            room, played = self._queue_bytes // 2, self._is_played
+            self._joiner = Joiner(self._lanes, self._schemas, self._align_us, most_bytes=room, is_played=played)
+            self.schema = self._joiner.schema
             return
         first = self._schemas[0]
         for schema in self._schemas[1:]:
@@ -247,39 +227,22 @@ class Several(SourceBase):
         item = lane.pop()
         streams = lane.source.streams
         item = replace(item, stream=lane.first + (streams.index(item.stream) if len(streams) > 1 else 0))
-        if self._aligner is None:
+        if self._joiner is None:
             self._ready.append(item)
         elif isinstance(item, Sample):
-            self._align(self._aligner, lane, item)
-        elif not self._aligner.late(item):
+            self._ready += self._joiner.take(lane, item)
+        elif not self._joiner.late(item):
             self._ready.append(item)
         if not self._ready:
             self._note()
-
-    def _align(self, aligner: Aligner, lane: Lane, sample: Sample) -> None:
-        alone = len(self._lanes) == 1
-        if alone and lane.boot not in (None, sample.boot):
-            aligner.restart()
-        lane.boot = sample.boot
-        time_us = sample.time_us if alone or self._is_played else sample.host_us
-        if time_us is None or abs(time_us) > FARTHEST_US:
-            lane.unsynced += 1
-            self._gap |= sample.stream == 0
-            return
-        if sample.stream == 0 and self._gap:
-            sample, self._gap = replace(sample, gap=True), False
-        aligner.push(sample.stream, sample, time_us, lane.taken)
-        self._ready += aligner.joined()
 
     def _see_ends(self) -> bool:
         """Have what waited for a source that is over go on; whether there was one."""
         ended = [lane for lane in self._lanes if lane.is_over and not lane.is_seen]
         for lane in ended:
             lane.is_seen = True
-            if self._aligner is not None:
-                for place in range(len(lane.source.streams)):
-                    self._aligner.end(lane.first + place)
-                self._ready += self._aligner.joined()
+            if self._joiner is not None:
+                self._ready += self._joiner.end(lane)
         if ended:
             self._note()
         return bool(ended)
@@ -287,16 +250,10 @@ class Several(SourceBase):
     def _note(self) -> None:
         """Note how much of each source is behind us once the learner has all that was handed out."""
         if not self._ready:
-            behind, now = tuple(map(self._behind, self._lanes)), time.monotonic()
+            behind = tuple(lane.taken if self._joiner is None else self._joiner.behind(lane) for lane in self._lanes)
+            now = time.monotonic()
             self._receipts.note(self._handed_out, behind, now)
             self._places.note(self._handed_out, behind, now)
-
-    def _behind(self, lane: Lane) -> int:
-        """How many items of a source nothing waits for any more."""
-        if self._aligner is None:
-            return lane.taken
-        numbers = [self._aligner.oldest(lane.first + place) for place in range(len(lane.source.streams))]
-        return min((number - 1 for number in numbers if number is not None), default=lane.taken)
 
     def _tell(self) -> None:
         """Pass on what is safe."""

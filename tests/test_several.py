@@ -392,13 +392,13 @@ def test_over_a_bad_line_and_restarts_every_sample_of_each_stream_has_its_place(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was joined is what a slow reference joins of what came; and of each stream the account closes."""
-    monkeypatch.setattr("firmware_bridge.several.Aligner", Heard)
+    monkeypatch.setattr("firmware_bridge.joiner.Aligner", Heard)
     n, faults = 3000, {"flips": 0.0005, "reboot_every": 700}
     with streaming_board(far_end("cobs"), n, name=TWO, seed=seed, **faults) as board:
         url = f"{board.url}&stream=0,1"
         source: Any = make_sources([url], align_us=TOLERANCE_US)
         with source:
-            joined, counters, aligner = read_all(source), dict(source.counters), source._aligner
+            joined, counters, aligner = read_all(source), dict(source.counters), source._joiner._aligner
         told = board.told()
     assert told["bits_flipped"] > 0
     assert told["boots"] == len(aligner.lives) == -(-n // 700)
