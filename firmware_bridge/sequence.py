@@ -56,11 +56,6 @@ class SequenceTracker:
             self._received = _ALL
             self._absent = True
 
-    @property
-    def boot(self) -> int | None:
-        """Boot of the last sample, None before the first one."""
-        return self._boot
-
     def accept(self, boot: int, seq: int) -> int | None:
         """Number of samples missing just before this one (1 at a restart, where nobody can know), None to drop it."""
         if boot != self._boot:
