@@ -5,6 +5,7 @@ Knows names alone: of counters, and of a source URL's options.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from firmware_bridge.decoder import FAULTS
@@ -31,13 +32,12 @@ def dropped(counters: Mapping[str, int]) -> dict[str, int]:
 
 def dropped_of(parts: Iterable[Mapping[str, int]], whole: Mapping[str, int]) -> dict[str, int]:
     """The same of several sources: of each by itself, and what is counted of them together only."""
-    total: dict[str, int] = {}
-    for part in map(dropped, parts):
-        for reason, count in part.items():
-            total[reason] = total.get(reason, 0) + count
-    together = {reason: count for reason, count in whole.items() if reason not in total or reason == "queue_oldest"}
-    faults = {reason for reason in together if reason in FAULTS}
-    return {**total, **dropped({reason: count for reason, count in together.items() if reason not in faults})}
+    total = Counter[str]()
+    for part in parts:
+        total.update(dropped(part))
+    # The queue behind them all counts on, and a fault that is not in `total` by now is one of a line.
+    together = {name: n for name, n in whole.items() if name == "queue_oldest" or name not in {*total, *FAULTS}}
+    return {**total, **dropped(together)}
 
 
 def line_faults(counters: Mapping[str, int]) -> dict[str, int]:

@@ -6,10 +6,10 @@ Knows settings and the bridge, no learner; so that `run`, `check` and `bridge` o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 from edge_cl.settings import Config
+from firmware_bridge.auth import NO_FLOOR
 from firmware_bridge.registry import make_sources
 from firmware_bridge.sample import SampleId
 from firmware_bridge.source import Source
@@ -36,7 +36,7 @@ def source_of(
     source: Urls,
     *,
     after: Sequence[SampleId] = (),
-    floor: Mapping[str, Any] = MappingProxyType({}),
+    floor: Mapping[str, Any] = NO_FLOOR,
     seed: int = 0,
 ) -> Source:
     """The source that these URLs name, not yet open, aligned as configured. Raises BadSourceUrl; see make_sources."""

@@ -5,6 +5,7 @@ A part of the program gets numbers from here, never the whole Config. See config
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
@@ -21,14 +22,18 @@ def _rows(value: object) -> object:
     raise ValueError("must be auto, null, a whole number of rows, 1 or more, or a time such as 500 ms or 2 s")
 
 
+def _once(what: str, values: Sequence[str]) -> None:
+    twice = next((value for index, value in enumerate(values) if value in values[:index]), None)
+    if twice is not None:
+        raise ValueError(f"every {what} may be there once, {twice} is there twice")
+
+
 def _urls(value: object) -> object:
     if isinstance(value, str) and value:
         return value
     if not isinstance(value, (list, tuple)) or not value or not all(isinstance(url, str) and url for url in value):
         raise ValueError("must be a source, such as serial:///dev/ttyUSB0, or a list of several")
-    twice = next((url for index, url in enumerate(value) if url in value[:index]), None)
-    if twice is not None:
-        raise ValueError(f"every source may be there once, {twice} is there twice")
+    _once("source", value)
     return tuple(value)
 
 
@@ -46,9 +51,7 @@ def _names(value: object) -> object:
     wrong = next((name for name in value if not isinstance(name, str) or not name.strip()), None)
     if wrong is not None:
         raise ValueError(f"every class name must be a text: put {wrong} in quotes")
-    twice = next((name for index, name in enumerate(value) if name in value[:index]), None)
-    if twice is not None:
-        raise ValueError(f"every class name may be there once, {twice} is there twice")
+    _once("class name", value)
     return tuple(value)
 
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 import hmac
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 TAG_BYTES = 8
 MIN_KEY_BYTES, MAX_KEY_BYTES = 16, 64  # 64 is a block of SHA-256: a longer key would only be hashed down
 
+NO_FLOOR: Mapping[str, Any] = MappingProxyType({})  # of before the first frame, or without a key
 _BOARD, _HOST = b"B", b"H"
 _KEY = "key"
 _U16, _U64 = 1 << 16, 1 << 64

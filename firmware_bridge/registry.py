@@ -11,10 +11,10 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, cast
 from urllib.parse import parse_qsl
 
+from firmware_bridge.auth import NO_FLOOR
 from firmware_bridge.errors import BadSourceUrl
 from firmware_bridge.options import one_of, streams
 from firmware_bridge.sample import SampleId
@@ -33,7 +33,6 @@ SOURCES: Mapping[str, tuple[str, str]] = {
     "simulated": ("firmware_bridge.sources.simulated", "Simulated"),
 }
 
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
 _CLOCK = "clock"
 _FORM = (
     "sources look like serial:///dev/ttyUSB0?baud=115200, tcp://HOST:PORT, mqtt://HOST/TOPIC, camera:0, "
@@ -45,7 +44,7 @@ def make_sources(
     urls: Sequence[str],
     *,
     after: Sequence[SampleId] = (),
-    floor: Mapping[str, Any] = _NOTHING,
+    floor: Mapping[str, Any] = NO_FLOOR,
     seed: int = 0,
     align_us: int | None = None,
     queue_bytes: int = 1 << 20,
@@ -73,7 +72,7 @@ def make_sources(
 
 
 def make_source(
-    url: str, *, after: Sequence[SampleId] = (), floor: Mapping[str, Any] = _NOTHING, seed: int = 0
+    url: str, *, after: Sequence[SampleId] = (), floor: Mapping[str, Any] = NO_FLOOR, seed: int = 0
 ) -> Source:
     """The source that the URL names, not yet open.
 
@@ -116,7 +115,7 @@ def _parse_options(url: str, query: str, parsers: Mapping[str, Callable[[str], A
 
 def _clock(url: str) -> str | None:
     """What the URL says of the clock of its samples."""
-    return dict(parse_qsl(url.partition("?")[2])).get(_CLOCK)
+    return _said(url).get(_CLOCK)
 
 
 def _check_clocks(urls: Sequence[str], sources: Sequence[Source], clocks: Sequence[str | None]) -> None:
@@ -136,9 +135,14 @@ def _check_clocks(urls: Sequence[str], sources: Sequence[Source], clocks: Sequen
 def _streams(url: str) -> tuple[int, ...]:
     """Which streams the URL names, none if it names none; a wrong one is for make_source to refuse."""
     try:
-        return streams(dict(parse_qsl(url.partition("?")[2]))["stream"])
+        return streams(_said(url)["stream"])
     except (KeyError, ValueError):
         return ()
+
+
+def _said(url: str) -> dict[str, str]:
+    """Options of the URL as they stand there, checked by nobody yet."""
+    return dict(parse_qsl(url.partition("?")[2]))
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -27,6 +27,7 @@ from firmware_bridge.source import Part, Source, SourceBase
 # Who says when a sample was taken: the board, by answering TIME; its own stamps, that are UNIX time; or this machine.
 CLOCKS: Final = ("board", "unix", "arrival")
 JOINING: Final = ("unaligned", "surplus", "unsynced")  # counters of joining
+ONE_KIND: Final = "one learner takes one kind of sample: set bridge.align_ms to put them side by side"
 TELL_EVERY_S: Final = 0.05
 
 
@@ -52,9 +53,8 @@ class Several(SourceBase):
         self.schema = Schema(name="", dtype="uint8", shape=())
         self._ready: deque[Sample | Label] = deque()
         self._turn = self._handed_out = self._safe = 0
-        # How much of each source stands behind so many items: for what is safe, and for what only was handed out.
-        self._receipts, self._places = Receipts[tuple[int, ...]](TELL_EVERY_S), Receipts[tuple[int, ...]](TELL_EVERY_S)
-        self._told: tuple[int, ...] | None = None
+        self._told = (0,) * len(sources)
+        self._receipts = Receipts(TELL_EVERY_S, self._told)  # how much of each source stands behind so many items
         self._is_played = self._is_warned = False
         self._said = ""
 
@@ -90,10 +90,9 @@ class Several(SourceBase):
     @property
     def counters(self) -> Mapping[str, int]:
         """Of all of them together, by reason, and what joining them cost."""
-        total: dict[str, int] = {}
+        total = Counter[str]()
         for lane in self._lanes:
-            for reason, count in lane.counters.items():
-                total[reason] = total.get(reason, 0) + count
+            total.update(lane.counters)
         if self._align_us is None:
             return total
         return {**total, **(dict.fromkeys(JOINING, 0) if self._joiner is None else self._joiner.counters)}
@@ -133,8 +132,8 @@ class Several(SourceBase):
 
     def floor_at(self, n: int) -> Mapping[str, Any]:
         """Of all of them, by their places; each as it was with what of its own is in the first n items, or before."""
-        behind = self._places.safe(n) or (0,) * len(self._lanes)
-        floors = [lane.source.floor_at(own) for lane, own in zip(self._lanes, behind, strict=True)]
+        behind = zip(self._lanes, self._receipts.at(n), strict=True)
+        floors = [lane.source.floor_at(own) for lane, own in behind]
         return {str(place): floor for place, floor in enumerate(floors) if floor}
 
     def acknowledge(self, n: int) -> None:
@@ -189,14 +188,14 @@ class Several(SourceBase):
                 raise IncompatibleSources(
                     f"{schema.name}: its samples are {schema.dtype} {list(schema.shape)}, those of {first.name} are "
                     f"{first.dtype} {list(first.shape)}",
-                    hint="one learner takes one kind of sample: set bridge.align_ms to put them side by side",
+                    hint=ONE_KIND,
                 )
             for what in ("unit", "scale", "channels"):
                 now, before = getattr(schema, what), getattr(first, what)
                 if now and before and now != before:
                     raise IncompatibleSources(
                         f"{schema.name}: its {what} is {now}, that of {first.name} is {before}",
-                        hint="one learner takes one kind of sample: set bridge.align_ms to put them side by side",
+                        hint=ONE_KIND,
                     )
         self.schema = replace(first, label_names=common_labels(self._schemas))
 
@@ -251,14 +250,12 @@ class Several(SourceBase):
         """Note how much of each source is behind us once the learner has all that was handed out."""
         if not self._ready:
             behind = tuple(lane.taken if self._joiner is None else self._joiner.behind(lane) for lane in self._lanes)
-            now = time.monotonic()
-            self._receipts.note(self._handed_out, behind, now)
-            self._places.note(self._handed_out, behind, now)
+            self._receipts.note(self._handed_out, behind, time.monotonic())
 
     def _tell(self) -> None:
         """Pass on what is safe."""
         safe = self._receipts.safe(self._safe)
-        if safe is not None and safe != self._told:
+        if safe != self._told:
             self._told = safe
             for lane, n in zip(self._lanes, safe, strict=True):
                 lane.source.acknowledge(n)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from killed import killed_at
 from recordings import LABELS, signals
 
 from edge_cl.cli import main
@@ -19,7 +19,6 @@ from edge_cl.daemon import Daemon
 from edge_cl.keeping import entry
 from edge_cl.keeping.cursor import Cursor
 from edge_cl.keeping.entry import Entry
-from edge_cl.keeping.keeper import Keeper
 from edge_cl.keeping.recovery import recover
 from edge_cl.keeping.room import CROWDED, UNLABELLED, Room, Waiting
 from edge_cl.service.status import Status, Summary, read_status
@@ -103,22 +102,7 @@ def test_who_finds_no_room_leaves_oldest_first_and_is_counted(tmp_path: Path) ->
 def test_killed_while_samples_wait_nothing_is_forgotten_and_nothing_learnt_twice(tmp_path: Path) -> None:
     state, whole = tmp_path / "killed", tmp_path / "whole"
     run(whole)
-    child = os.fork()
-    if child == 0:
-        try:
-            real = Keeper.note
-
-            def note(self: Keeper, *args: object) -> None:
-                real(self, *args)  # type: ignore[arg-type]
-                if self.entry >= 9:
-                    self.wait_for(self.entry, 30.0)
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-            Keeper.note = note  # type: ignore[method-assign]
-            run(state)
-        finally:
-            os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert killed_at(9, lambda: run(state), durable=True) == -signal.SIGKILL
     found = recover(state)
     assert found is not None
     waited = [waiting.sample.seq for waiting in found.room.all()]

@@ -10,7 +10,7 @@ from firmware_bridge.receipts import MOST_MARKS, Receipts
 
 @given(st.lists(st.tuples(st.integers(1, 5), st.floats(0, 3), st.floats(0, 1)), min_size=1, max_size=60))
 def test_what_is_safe_is_never_more_than_was_told_and_in_the_end_all(told: list[tuple[int, float, float]]) -> None:
-    receipts, n, safe, now_s = Receipts[int](1.0), 0, 0, 0.0
+    receipts, n, safe, now_s = Receipts[int | None](1.0, None), 0, 0, 0.0
     for more, pause_s, share in told:
         n, now_s = n + more, now_s + pause_s
         receipts.note(n, n, now_s)
@@ -21,7 +21,7 @@ def test_what_is_safe_is_never_more_than_was_told_and_in_the_end_all(told: list[
 
 
 def test_marks_are_a_while_apart_whatever_comes_between() -> None:
-    receipts = Receipts[str](1.0)
+    receipts = Receipts[str | None](1.0, None)
     for n in range(1000):
         receipts.note(n, f"item {n}", n * 0.01)
     assert receipts.safe(0) is None
@@ -32,7 +32,7 @@ def test_marks_are_a_while_apart_whatever_comes_between() -> None:
 
 
 def test_one_that_is_never_told_anything_stays_small() -> None:
-    receipts = Receipts[int](0.0)
+    receipts = Receipts[int | None](0.0, None)
     for n in range(10 * MOST_MARKS):
         receipts.note(n, n, float(n))
     found = [receipts.safe(n) for n in range(10 * MOST_MARKS)]

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from killed import killed_at
 from recordings import record
 from test_atomic import tiny_disk
 
 from edge_cl.config import Config, resolve
 from edge_cl.daemon import Daemon
-from edge_cl.keeping.keeper import Keeper
 from edge_cl.keeping.recovery import recover
 from edge_cl.service.status import Status, read_status
 from edge_cl.storage import journal
@@ -60,21 +60,7 @@ def run(state: Path, recording: Path, *overrides: str, samples: int | None = Non
 
 def live(state: Path, recording: Path, *overrides: str, die_at: int) -> int:
     """Run in a child that is killed as soon as it has taken so many journal entries down; its exit status."""
-    child = os.fork()
-    if child == 0:
-        try:
-            real = Keeper.note
-
-            def note(self: Keeper, *args: object) -> None:
-                real(self, *args)  # type: ignore[arg-type]
-                if self.entry >= die_at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-            Keeper.note = note  # type: ignore[method-assign]
-            run(state, recording, *overrides)
-        finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return killed_at(die_at, lambda: run(state, recording, *overrides))
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from boards import Running, free_port, streaming_board
 
 from edge_cl.config import resolve
 from edge_cl.daemon import Daemon
-from edge_cl.keeping.cursor import BOOTS, Cursor
+from edge_cl.keeping.cursor import Cursor
 from edge_cl.keeping.recovery import recover
 from edge_cl.service.status import Status, read_status
 from edge_cl.signals import Signals
@@ -36,6 +36,7 @@ from firmware_bridge.hello import Hello
 from firmware_bridge.packet import LengthDecoder, encode_packet
 from firmware_bridge.registry import make_source
 from firmware_bridge.sample import Label, Sample, SampleId, Schema
+from firmware_bridge.sequence import BOOTS
 from firmware_bridge.sources.board_source import REPLAYS_SAID
 from firmware_bridge.wire import SAMPLE
 from tools.fakes.far_ends import FarEnd, PtyEnd, TcpEnd

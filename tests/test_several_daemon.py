@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import numpy as np
 import pytest
 from boards import far_end, free_port, streaming_board, talking_line
 from brokers import broker
+from killed import killed_at
 from recordings import LABELS, save, signals
 from test_daemon import StopAt, assert_same_learner, examined, saved
 
@@ -28,7 +28,6 @@ from edge_cl.config import Config, load, resolve
 from edge_cl.daemon import Daemon
 from edge_cl.errors import Exit
 from edge_cl.keeping.cursor import Cursor
-from edge_cl.keeping.keeper import Keeper
 from edge_cl.keeping.recovery import recover
 from edge_cl.service.status import Status, Summary
 from edge_cl.signals import Signals
@@ -163,25 +162,6 @@ def test_stopped_and_resumed_it_is_the_same_learner(whole: Any, two: list[str], 
     assert saved(tmp_path / "s").meta["positions"] == saved(uninterrupted).meta["positions"]
 
 
-def killed(state: Path, sources: Sequence[str], *overrides: str, at_entry: int) -> int:
-    """Run in a child that is killed as soon as it has taken so many journal entries down; its exit status."""
-    child = os.fork()
-    if child == 0:
-        try:
-            real = Keeper.note
-
-            def note(self: Keeper, *args: object) -> None:
-                real(self, *args)  # type: ignore[arg-type]
-                if self.entry >= at_entry:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-            Keeper.note = note  # type: ignore[method-assign]
-            run(state, sources, *overrides)
-        finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 def learnt_of(state: Path) -> dict[str, bytes]:
     found = CheckpointStore(state).load()
     assert found is not None
@@ -193,7 +173,7 @@ def test_killed_again_and_again_nothing_is_lost_and_nothing_is_learnt_twice(
 ) -> None:
     uninterrupted, told, overrides = whole
     for entry in (3, 6, 9):
-        assert killed(tmp_path / "s", two, *overrides, "storage.commit_ms=0", at_entry=entry) == -signal.SIGKILL
+        assert killed_at(entry, lambda: run(tmp_path / "s", two, *overrides, "storage.commit_ms=0")) == -signal.SIGKILL
         found = recover(tmp_path / "s")
         assert found is not None
         assert found.faults == []

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from firmware_bridge.sample import Sample, SampleId
+from firmware_bridge.sequence import BOOTS
 
 Arrays = dict[str, np.ndarray]
-
-BOOTS = 8
 
 # Arrays with these names, or that begin with them and a dot, hold what a sensor saw.
 RAW = ("window", "waiting", "ahead", "room")

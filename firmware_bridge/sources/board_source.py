@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
-from firmware_bridge.auth import raised
+from firmware_bridge.auth import NO_FLOOR, raised
 from firmware_bridge.board import Board
 from firmware_bridge.errors import EndOfSource, SourceLost, SourceUnavailable
 from firmware_bridge.frame import CTRL_SAY_HELLO, Ack, Control, Time
@@ -55,7 +54,7 @@ class BoardSource(SourceBase):
         stream: Sequence[int] = (),
         wait: float = 3.0,
         reconnect: float = math.inf,
-        floor: Mapping[str, Any] = MappingProxyType({}),
+        floor: Mapping[str, Any] = NO_FLOOR,
     ) -> None:
         self._line, self._wait_s, self._patience_s = line, wait, reconnect
         self._board = Board(line.name, line.decoder, streams=stream, after=after)
@@ -65,10 +64,9 @@ class BoardSource(SourceBase):
         self._there_at = self._retry_at = self._ask_at = self._ack_at = 0.0
         self._silent_s = SILENT_S
         self._handed_out = 0
-        self._receipts = Receipts[SampleId](ACK_EVERY_S)
+        self._receipts = Receipts[SampleId | None](ACK_EVERY_S, None)
         line.decoder.set_floor(raised(floor, SAMPLE, after))
-        self._floor: Mapping[str, Any] = line.decoder.floor()
-        self._floors = Receipts[Mapping[str, Any]](FLOOR_EVERY_S)
+        self._floors = Receipts[Mapping[str, Any]](FLOOR_EVERY_S, line.decoder.floor())
         self._refused = 0  # frames that were no newer than others, since the last good one
         self._safe = 0  # of what was handed out; set by the learner's thread
         self._told: SampleId | None = None  # by the one that reads
@@ -129,8 +127,7 @@ class BoardSource(SourceBase):
 
     def floor_at(self, n: int) -> Mapping[str, Any]:
         """As it was when these had been handed out, or up to FLOOR_EVERY_S before."""
-        self._floor = self._floors.safe(n) or self._floor
-        return self._floor
+        return self._floors.safe(n)
 
     def acknowledge(self, n: int) -> None:
         """Tell the board, within two seconds, that it may forget these samples."""

@@ -12,10 +12,10 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable
 
 from firmware_bridge.sample import Label, SampleId
+from firmware_bridge.sequence import BOOTS
 
 GONE = -1
 _MODULUS = 1 << 32
-_MAX_BOOTS = 8  # that are remembered
 
 
 class Deliveries:
@@ -75,7 +75,7 @@ class Deliveries:
         if isinstance(key, SampleId):
             self._last.pop((key.stream, key.boot), None)  # so that the oldest stands first
             self._last[key.stream, key.boot] = key.seq
-            if len(self._last) > _MAX_BOOTS:
+            if len(self._last) > BOOTS:
                 del self._last[next(iter(self._last))]
         if packet > 0:
             self._pending.append((packet, n_handed_out, key is not None))

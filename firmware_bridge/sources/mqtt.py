@@ -20,11 +20,10 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from firmware_bridge.auth import board_key, key_option, raised
+from firmware_bridge.auth import NO_FLOOR, board_key, key_option, raised
 from firmware_bridge.board import Board
 from firmware_bridge.errors import BadSourceUrl, EndOfSource, SourceLost, SourceUnavailable
 from firmware_bridge.options import flag, in_file, patience, seconds, streams, whole, words
@@ -85,7 +84,7 @@ class Mqtt(SourceBase):
         user: str | None = None,
         password: Path | None = None,
         key: bytes | None = None,
-        floor: Mapping[str, Any] = MappingProxyType({}),
+        floor: Mapping[str, Any] = NO_FLOOR,
     ) -> None:
         host, port, self._topic = _parts(target)
         if (ca is not None and not tls) or (password is not None and user is None):
@@ -97,8 +96,7 @@ class Mqtt(SourceBase):
         self._wait_s, self._most = wait, unacknowledged
         self._decoder = PayloadDecoder(stream[0] if stream else 0, None if key is None else board_key(key))
         self._decoder.set_floor(raised(floor, SAMPLE, after))
-        self._floor: Mapping[str, Any] = self._decoder.floor()
-        self._floors = Receipts[Mapping[str, Any]](_FLOOR_EVERY_S)
+        self._floors = Receipts[Mapping[str, Any]](_FLOOR_EVERY_S, self._decoder.floor())
         self._board = Board(self._name, self._decoder, streams=stream, after=after)
         self._deliveries = Deliveries(after)
         self._lock = threading.Lock()  # of the deliveries: acknowledge() is called by the learner's thread
@@ -159,8 +157,7 @@ class Mqtt(SourceBase):
 
     def floor_at(self, n: int) -> Mapping[str, Any]:
         """As it was when these had been handed out, or up to _FLOOR_EVERY_S before: never above a label behind them."""
-        self._floor = self._floors.safe(n) or self._floor
-        return self._floor
+        return self._floors.safe(n)
 
     def acknowledge(self, n: int) -> None:
         """The broker will be told, when the source is read or closed, that it need not send those again."""

@@ -10,12 +10,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import serialx
 
-from firmware_bridge.auth import board_key, host_key, key_option
+from firmware_bridge.auth import NO_FLOOR, board_key, host_key, key_option
 from firmware_bridge.errors import SourceUnavailable
 from firmware_bridge.frame import Event, FrameDecoder, encode
 from firmware_bridge.options import patience, seconds, streams, whole
@@ -126,7 +125,7 @@ class SerialPort(BoardSource):
         wait: float = 3.0,
         reconnect: float = math.inf,
         key: bytes | None = None,
-        floor: Mapping[str, Any] = MappingProxyType({}),
+        floor: Mapping[str, Any] = NO_FLOOR,
     ) -> None:
         super().__init__(
             SerialLine(path, baud, key), after=after, stream=stream, wait=wait, reconnect=reconnect, floor=floor

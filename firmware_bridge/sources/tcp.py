@@ -13,10 +13,9 @@ import select
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
-from firmware_bridge.auth import board_key, host_key, key_option
+from firmware_bridge.auth import NO_FLOOR, board_key, host_key, key_option
 from firmware_bridge.errors import BadSourceUrl, SourceUnavailable
 from firmware_bridge.frame import Event, FrameDecoder, encode
 from firmware_bridge.options import one_of, patience, seconds, streams
@@ -203,7 +202,7 @@ class Tcp(BoardSource):
         reconnect: float = math.inf,
         framing: str = "length",
         key: bytes | None = None,
-        floor: Mapping[str, Any] = MappingProxyType({}),
+        floor: Mapping[str, Any] = NO_FLOOR,
     ) -> None:
         host, port = address(target, _HINT)
         line = type(self)._LINE(host, port, framing, key)

@@ -12,10 +12,9 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from types import MappingProxyType
 from typing import Any
 
-from firmware_bridge.auth import board_key, host_key, key_option
+from firmware_bridge.auth import NO_FLOOR, board_key, host_key, key_option
 from firmware_bridge.decoder import BodyDecoder
 from firmware_bridge.errors import SourceUnavailable
 from firmware_bridge.frame import Event
@@ -137,7 +136,7 @@ class Udp(BoardSource):
         stream: Sequence[int] = (),
         wait: float = 3.0,
         key: bytes | None = None,
-        floor: Mapping[str, Any] = MappingProxyType({}),
+        floor: Mapping[str, Any] = NO_FLOOR,
     ) -> None:
         self._udp = UdpLine(*address(target, _HINT, default=LOOPBACK), key)
         super().__init__(self._udp, after=after, stream=stream, wait=wait, reconnect=math.inf, floor=floor)

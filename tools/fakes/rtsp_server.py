@@ -10,10 +10,10 @@ import select
 import socket
 import subprocess
 import tempfile
-import threading
 import time
 from pathlib import Path
 
+from tools.fakes.loopback_server import LoopbackServer
 from tools.fakes.programs import program
 
 _LOOPBACK = "127.0.0.1"
@@ -21,11 +21,11 @@ _PATIENCE_S = 20.0
 _LOOK_S = 0.05
 
 
-class RtspServer:
+class RtspServer(LoopbackServer):
     """A stream of H.264 at 25 frames a second, in one colour, to whoever plays it; n_clients: how many have."""
 
     def __init__(self, colour: str = "blue", size: str = "64x48") -> None:
-        self.n_clients = 0
+        super().__init__()
         self._folder = tempfile.TemporaryDirectory()
         self._rtp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._rtp.bind((_LOOPBACK, 0))
@@ -36,53 +36,25 @@ class RtspServer:
         command += ["-i", f"color={colour}:size={size}:rate=25", *coding, "-f", "rtp", "-sdp_file", str(described)]
         self._ffmpeg = subprocess.Popen([*command, f"rtp://{_LOOPBACK}:{self._rtp.getsockname()[1]}"])
         self._sdp = _written(described)
-        self._port = 0
-        self._closing = threading.Event()
         self.start()
 
     @property
     def url(self) -> str:
         """Source of the stream."""
-        return f"camera:rtsp://{_LOOPBACK}:{self._port}/door"
-
-    def start(self) -> None:
-        """Listen, on the same port again after a stop."""
-        self._closing.clear()
-        server = socket.create_server((_LOOPBACK, self._port))
-        self._port = server.getsockname()[1]
-        self._thread = threading.Thread(target=self._serve, args=(server,), daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Hang up and listen no more; ffmpeg goes on, as a camera behind a broken network does."""
-        self._closing.set()
-        self._thread.join()
+        return f"camera:rtsp://{_LOOPBACK}:{self.port}/door"
 
     def close(self) -> None:
-        """End it all."""
+        """End it all; a stop alone leaves ffmpeg running, as a camera behind a broken network does."""
         self.stop()
         self._ffmpeg.terminate()
         self._ffmpeg.wait()
         self._rtp.close()
         self._folder.cleanup()
 
-    def _serve(self, server: socket.socket) -> None:
-        server.settimeout(_LOOK_S)
-        with server:
-            while not self._closing.is_set():
-                try:
-                    client, _ = server.accept()
-                except TimeoutError:
-                    continue
-                with client:
-                    try:
-                        self._talk_to(client)
-                    except OSError:
-                        continue
-
-    def _talk_to(self, client: socket.socket) -> None:
+    def talk_to(self, client: socket.socket) -> None:
+        """Answer what it asks, and hand packets on once it plays."""
         asked, is_playing = b"", False
-        while not self._closing.is_set():
+        while not self.closing.is_set():
             ready, _, _ = select.select([client, self._rtp], [], [], _LOOK_S)
             if self._rtp in ready:
                 packet = self._rtp.recv(65536)
